@@ -1,0 +1,34 @@
+# Everything a newcomer or CI runs. Only Python 3.11+, make and git are expected to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test lint unit proofs bench lock clean
+
+help:  ## what can be run
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## a virtual environment with everything, pinned by version and hash
+
+$(STAMP): requirements.lock pyproject.toml
+	@echo "rowmill: installing into $(VENV) (a minute or two the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lint: install  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock: install  ## pin the newest versions again (names, versions and hashes; no addresses)
+	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet uv
+	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --universal --generate-hashes \
+	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --extra local --group dev \
+	  --no-emit-package rowmill -o requirements.lock pyproject.toml
+
+clean:  ## forget the virtual environment and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,43 @@
+"""Numbers of the advisory locks. Rows use the form of two int4 (run, seq); everything else one bigint.
+
+The two forms are separate spaces in Postgres. Within the bigint form the top byte tells the class and the other
+56 bits are a number or a digest, so that no two classes ever meet.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+_LEADER, _SWEEPER, _LIVENESS, _DEDUPE, _MIGRATION = range(1, 6)
+_LOW = (1 << 56) - 1
+
+
+def _key(kind: int, low: int) -> int:
+    return (kind << 56) | (low & _LOW)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
+MIGRATION_KEY = _key(_MIGRATION, 1)
+
+
+def leader_key(run: int) -> int:
+    """Held by the engine that drives a run."""
+    return _key(_LEADER, run)
+
+
+def sweeper_key(run: int) -> int:
+    """Held by the worker that sweeps a run."""
+    return _key(_SWEEPER, run)
+
+
+def liveness_key(token: str, consumer: str) -> int:
+    """Held by a consumer for as long as its session lives."""
+    return _key(_LIVENESS, _hash(f"{token}/{consumer}"))
+
+
+def dedupe_key(digest: bytes) -> int:
+    """Held while the row that owns a declared key is executed; two keys that meet here only wait for each other."""
+    return _key(_DEDUPE, int.from_bytes(digest[:7], "big"))

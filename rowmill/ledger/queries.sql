@@ -1,0 +1,195 @@
+-- Every statement of the ledger, by name. {outcomes} is the run's own table.
+
+-- name: find_run
+select * from rowmill.runs where installation = $1 and namespace = $2 and name = $3 and run_id = $4
+
+-- name: get_run
+select * from rowmill.runs where id = $1
+
+-- name: insert_run
+insert into rowmill.runs (installation, namespace, name, run_id, token, frozen, shards, row_limit)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
+on conflict (installation, namespace, name, run_id) do nothing
+returning *
+
+-- name: create_outcomes
+create table if not exists {outcomes} (like rowmill.outcomes including all)
+
+-- name: take_over
+update rowmill.runs set term = term + 1 where id = $1 returning *
+
+-- name: position_of_run
+select generation, epoch, phase from rowmill.runs where id = $1
+
+-- name: begin_epoch
+update rowmill.runs
+set generation = $3, epoch = $4, phase = 'Running', message = '', feed_position = null, counts = null, finished_at = null,
+    started_at = coalesce(case when generation = $3 then started_at end, clock_timestamp())
+where id = $1 and term = $2
+returning *
+
+-- name: save_feed_position
+update rowmill.runs set feed_position = $4 where id = $1 and term = $2 and epoch = $3 returning id
+
+-- name: save_fingerprint
+update rowmill.runs set fingerprint = $3 where id = $1 and term = $2 and (fingerprint is null or fingerprint = $3) returning id
+
+-- name: save_total
+update rowmill.runs set total = $4 where id = $1 and term = $2 and epoch = $3 returning id
+
+-- name: raise_limit
+update rowmill.runs set row_limit = $3, total = null where id = $1 and term = $2 returning *
+
+-- name: save_phase
+update rowmill.runs
+set phase = $3, message = $4, counts = $5,
+    finished_at = case when $3 in ('Complete', 'Failed') then clock_timestamp() end
+where id = $1 and term = $2
+returning id
+
+-- name: delete_run
+delete from rowmill.runs where id = $1
+
+-- name: drop_outcomes
+drop table if exists {outcomes}
+
+-- name: progress
+select coalesce(sum(succeeded), 0)::bigint as succeeded,
+       coalesce(sum(failed) filter (where generation = $2), 0)::bigint as failed,
+       coalesce(sum(deduplicated), 0)::bigint as deduplicated,
+       coalesce(sum(retried) filter (where generation = $2), 0)::bigint as retried
+from rowmill.counters where run = $1
+
+-- name: error_counts
+select error_class, count(*) as n, min(seq) as example
+from {outcomes} where state = 2 and generation = $1
+group by error_class order by n desc, error_class limit 5
+
+-- name: closed_in_range
+-- The rows of a range that this generation need not run.
+select distinct seq from {outcomes}
+where seq between $2 and $3 and (generation = $1 or state in (1, 3))
+
+-- name: any_outcome
+select exists (select 1 from {outcomes})
+
+-- name: count_range
+-- One pass for the gap check and the exact counts: the effective outcome of each row of a range.
+select count(*) as n,
+       count(*) filter (where state = 1) as succeeded,
+       count(*) filter (where state = 2) as failed,
+       count(*) filter (where state = 3) as deduplicated,
+       coalesce(sum(attempts - 1) filter (where attempts > 1), 0)::bigint as retried
+from (
+    select distinct on (seq) seq, state, attempts from {outcomes}
+    where seq between $2 and $3 and (generation = $1 or state in (1, 3))
+    order by seq, (state = 2), generation
+) effective
+
+-- name: outside_range
+select count(*) from {outcomes} where seq < 1 or seq > $1
+
+-- name: results_page
+-- The effective outcome of each row after $1: a success for good, else the newest failure.
+select distinct on (seq) seq, state, attempts, key, result::text as result, error_class, error_message,
+       columns::text as columns, duplicate_of
+from {outcomes}
+where seq > $1 and seq <= $2
+order by seq, (state = 2), generation desc
+
+-- name: last_seq
+select coalesce(max(seq), 0) from {outcomes}
+
+-- name: register_worker
+insert into rowmill.counters (run, generation, worker) values ($1, $2, $3) on conflict do nothing
+
+-- name: lock_rows
+-- The lock's result is selected, never filtered on: WHERE and LIMIT lock rows that they then drop.
+select coalesce(array_agg(pg_try_advisory_lock($1, s)), '{{}}') from unnest($2::int[]) s
+
+-- name: look_up_rows
+-- A statement of its own, after the locks are held: in one statement the snapshot would be older than the lock.
+select s as seq from unnest($2::int[]) s
+cross join lateral (
+    select 1 from {outcomes} o where o.seq = s and (o.generation = $1 or o.state in (1, 3)) limit 1
+) known
+
+-- name: unlock_rows
+select count(*) filter (where not pg_advisory_unlock($1, s)) from unnest($2::int[]) s
+
+-- name: lock_keys
+select coalesce(array_agg(pg_try_advisory_lock(k)), '{{}}') from unnest($1::bigint[]) k
+
+-- name: unlock_keys
+select count(*) filter (where not pg_advisory_unlock(k)) from unnest($1::bigint[]) k
+
+-- name: commit
+with given as (
+    select * from unnest($3::int[], $4::smallint[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
+        as g (seq, state, attempts, key, result, error_class, error_message, columns, duplicate_of)
+), inserted as (
+    insert into {outcomes} (seq, generation, state, attempts, key, result, error_class, error_message, columns, duplicate_of, worker)
+    select g.seq, $2, g.state, g.attempts, g.key, g.result::json, g.error_class, g.error_message, g.columns::json, g.duplicate_of, $12
+    from given g
+    where $2 = 0 or not exists (select 1 from {outcomes} o where o.seq = g.seq and o.state in (1, 3))
+    on conflict do nothing
+    returning state, attempts
+), n as (
+    select count(*) filter (where state = 1) as succeeded, count(*) filter (where state = 2) as failed,
+           count(*) filter (where state = 3) as deduplicated, coalesce(sum(greatest(attempts - 1, 0)), 0) as retried, count(*) as rows
+    from inserted
+), counted as (
+    insert into rowmill.counters as c (run, generation, worker, succeeded, failed, deduplicated, retried)
+    select $1, $2, $12, succeeded, failed, deduplicated, retried from n where rows > 0
+    on conflict (run, generation, worker) do update
+    set succeeded = c.succeeded + excluded.succeeded, failed = c.failed + excluded.failed,
+        deduplicated = c.deduplicated + excluded.deduplicated, retried = c.retried + excluded.retried
+)
+select rows from n
+
+-- name: term_holds
+select 1 from rowmill.runs where id = $1 and term = $2 and epoch = $3 for share
+
+-- name: probe_liveness
+-- True where nobody holds the consumer's liveness lock; taken shared and for the transaction only.
+select coalesce(array_agg(pg_try_advisory_xact_lock_shared(k)), '{{}}') from unnest($1::bigint[]) k
+
+-- name: try_lock
+select pg_try_advisory_lock($1)
+
+-- name: unlock
+select pg_advisory_unlock($1)
+
+-- name: take_claims
+-- With the keys' locks held: become the owner of each key that is free, ours already, expired, or failed and to be run again.
+insert into rowmill.claims as c (digest, run, seq, owner)
+select d, $2, s, o from unnest($1::bytea[], $3::int[], $4::text[]) as g (d, s, o)
+on conflict (digest) do update
+set run = excluded.run, seq = excluded.seq, owner = excluded.owner, state = 0, result = null, error_class = null,
+    error_message = null, keep_until = null
+where (c.run = excluded.run and c.seq = excluded.seq)
+   or (c.state = 0 and coalesce(c.keep_until, '-infinity') < clock_timestamp())
+   or (c.state <> 0 and c.keep_until < clock_timestamp())
+   or (c.state = 2 and $5)
+returning digest
+
+-- name: read_claims
+select digest, owner, state, result::text as result, error_class, error_message from rowmill.claims where digest = any($1::bytea[])
+
+-- name: extend_claims
+-- The owner waits for its next attempt: nobody else starts the key before it had its turn.
+update rowmill.claims c set keep_until = clock_timestamp() + g.s * interval '1 second'
+from unnest($1::bytea[], $3::int[], $4::float8[]) as g (d, seq, s)
+where c.digest = g.d and c.run = $2 and c.seq = g.seq and c.state = 0
+
+-- name: finish_claims
+update rowmill.claims c
+set state = g.state, result = g.result::json, error_class = g.error_class, error_message = g.error_message,
+    keep_until = clock_timestamp() + $3 * interval '1 second'
+from unnest($1::bytea[], $4::int[], $5::smallint[], $6::text[], $7::text[], $8::text[])
+    as g (digest, seq, state, result, error_class, error_message)
+where c.digest = g.digest and c.run = $2 and c.seq = g.seq
+
+-- name: expire_claims
+delete from rowmill.claims where digest in (
+    select digest from rowmill.claims where state <> 0 and keep_until < clock_timestamp() limit 10000)

@@ -1,0 +1,271 @@
+"""What the ledger knows of a run, and the engine's writes to it.
+
+Every write of an engine carries its *term*, the number it got when it took the run over, and where it concerns
+feeding the epoch too. A leader that was paused and wakes up works on for a moment before it notices that another
+took over; its writes then find no row and raise `Superseded`.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+
+from rowmill.errors import RowmillError
+from rowmill.identity import RunIdentity
+from rowmill.ledger.connect import Pool
+from rowmill.ledger.queries import statement
+from rowmill.outcome import Outcome, State
+from rowmill.row import Position
+from rowmill.status import ErrorCount, Phase
+
+
+class Superseded(RowmillError):
+    """Another engine has taken this run over; this one must stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as the ledger has it. `epoch` 0 means that nothing was ever fed."""
+
+    id: int
+    identity: RunIdentity
+    token: str
+    frozen: Mapping[str, Any]
+    shards: int
+    fingerprint: str | None
+    row_limit: int | None
+    total: int | None
+    generation: int
+    epoch: int
+    term: int
+    phase: Phase
+    message: str
+    feed_position: Mapping[str, Any] | None
+    counts: RangeCounts | None
+    started_at: float | None
+    finished_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RangeCounts:
+    """Effective outcomes of a range of rows: a success for good, else the failure of this generation."""
+
+    rows: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    deduplicated: int = 0
+    retried: int = 0
+
+    def __add__(self, other: RangeCounts) -> RangeCounts:
+        return RangeCounts(
+            self.rows + other.rows,
+            self.succeeded + other.succeeded,
+            self.failed + other.failed,
+            self.deduplicated + other.deduplicated,
+            self.retried + other.retried,
+        )
+
+    def as_json(self) -> str:
+        return json.dumps({name: getattr(self, name) for name in self.__slots__})
+
+
+@dataclass(frozen=True, slots=True)
+class FeedPosition:
+    """How far an epoch was fed, with the last id of every shard's stream at that moment. Advisory."""
+
+    position: Position
+    last_seqs: list[int] = field(default_factory=list)
+
+    def as_json(self) -> str:
+        return json.dumps({"seq": self.position.seq, "hint": dict(self.position.hint), "last_seqs": self.last_seqs})
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FeedPosition:
+        return cls(Position(value["seq"], value["hint"]), list(value["last_seqs"]))
+
+
+class Runs:
+    """The engine's and the command line's view of the ledger."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def find(self, identity: RunIdentity) -> RunRecord | None:
+        async with self._pool.connection() as c:
+            row = await c.fetchrow(statement("find_run"), *identity)
+        return _record(row) if row else None
+
+    async def ensure(
+        self, identity: RunIdentity, *, frozen: Mapping[str, Any], shards: int, row_limit: int | None
+    ) -> RunRecord:
+        """The run of this identity, made if it is new, with its own table of outcomes."""
+        async with self._pool.connection() as c, c.transaction():
+            row = await c.fetchrow(
+                statement("insert_run"),
+                *identity,
+                secrets.token_hex(6),
+                json.dumps(frozen),
+                shards,
+                row_limit,
+            )
+            if row is None:
+                row = await c.fetchrow(statement("find_run"), *identity)
+            assert row is not None
+            await c.execute(statement("create_outcomes", run=row["id"]))
+            return _record(row)
+
+    async def take_over(self, run: int) -> RunRecord:
+        """Begin a new term. Whoever wrote with an older one is superseded from now on."""
+        return _record(await self._one("take_over", run))
+
+    async def begin_epoch(self, record: RunRecord, *, generation: int, epoch: int) -> RunRecord:
+        return _record(await self._one("begin_epoch", record.id, record.term, generation, epoch))
+
+    async def save_feed_position(self, record: RunRecord, position: FeedPosition) -> None:
+        await self._one("save_feed_position", record.id, record.term, record.epoch, position.as_json())
+
+    async def save_fingerprint(self, record: RunRecord, fingerprint: str) -> None:
+        await self._one("save_fingerprint", record.id, record.term, fingerprint)
+
+    async def save_total(self, record: RunRecord, total: int) -> None:
+        await self._one("save_total", record.id, record.term, record.epoch, total)
+
+    async def raise_limit(self, record: RunRecord, row_limit: int | None) -> RunRecord:
+        return _record(await self._one("raise_limit", record.id, record.term, row_limit))
+
+    async def save_phase(
+        self, record: RunRecord, phase: Phase, message: str = "", counts: RangeCounts | None = None
+    ) -> None:
+        await self._one(
+            "save_phase", record.id, record.term, phase.value, message, counts.as_json() if counts else None
+        )
+
+    async def _one(self, name: str, *args: object) -> asyncpg.Record:
+        async with self._pool.connection() as c:
+            row = await c.fetchrow(statement(name), *args)
+        if row is None:
+            raise Superseded(f"another engine has taken run {args[0]} over; this one stops")
+        return row
+
+    async def commit_bad_rows(self, record: RunRecord, outcomes: list[Outcome]) -> None:
+        """Outcomes of rows that were bad before any call. Fenced by term and epoch, in one transaction."""
+        async with self._pool.connection() as c, c.transaction():
+            if not await c.fetchval(statement("term_holds"), record.id, record.term, record.epoch):
+                raise Superseded(f"another engine has taken run {record.id} over; this one stops")
+            await insert_outcomes(c, record.id, record.generation, "engine", outcomes)
+
+    async def closed_in_range(self, record: RunRecord, first: int, last: int) -> set[int]:
+        """Rows of `first`..`last` that this generation need not run."""
+        async with self._pool.connection() as c:
+            rows = await c.fetch(statement("closed_in_range", run=record.id), record.generation, first, last)
+        return {r[0] for r in rows}
+
+    async def has_outcomes(self, run: int) -> bool:
+        async with self._pool.connection() as c:
+            return bool(await c.fetchval(statement("any_outcome", run=run)))
+
+    async def count_range(self, record: RunRecord, first: int, last: int) -> RangeCounts:
+        async with self._pool.connection() as c:
+            row = await c.fetchrow(statement("count_range", run=record.id), record.generation, first, last)
+        return RangeCounts(*row)
+
+    async def progress(self, record: RunRecord) -> RangeCounts:
+        """Cheap counts from the workers' counters; exact ones come from `count_range`."""
+        async with self._pool.connection() as c:
+            row = await c.fetchrow(statement("progress"), record.id, record.generation)
+        return RangeCounts(row["succeeded"] + row["failed"] + row["deduplicated"], *row)
+
+    async def error_counts(self, record: RunRecord) -> list[ErrorCount]:
+        async with self._pool.connection() as c:
+            rows = await c.fetch(statement("error_counts", run=record.id), record.generation)
+        return [ErrorCount(r["error_class"], r["n"], r["example"]) for r in rows]
+
+    async def results(
+        self, record: RunRecord, *, failed_only: bool = False, page: int = 5000
+    ) -> AsyncIterator[list[Outcome]]:
+        """The effective outcome of every row that has one, in pages ordered by seq, in bounded memory."""
+        query = statement("results_page", run=record.id)
+        async with self._pool.connection() as c:
+            last = await c.fetchval(statement("last_seq", run=record.id))
+        for start in range(0, last, page):
+            async with self._pool.connection() as c:
+                rows = await c.fetch(query, start, start + page)
+            outcomes = [_outcome(r) for r in rows if not failed_only or r["state"] == State.FAILED]
+            if outcomes:
+                yield outcomes
+
+    async def delete(self, run: int) -> None:
+        """Forget a run: its outcomes, its counters, itself. Meant for the end of its retention."""
+        async with self._pool.connection() as c, c.transaction():
+            await c.execute(statement("drop_outcomes", run=run))
+            await c.execute(statement("delete_run"), run)
+
+    async def expire_claims(self) -> None:
+        """Drop declared keys whose time is over, a bounded number at once."""
+        async with self._pool.connection() as c:
+            await c.execute(statement("expire_claims"))
+
+
+async def insert_outcomes(
+    connection: asyncpg.Connection, run: int, generation: int, worker: str, outcomes: list[Outcome]
+) -> int:
+    """One statement: outcomes in, counters up by what was really inserted. Sorted by key, so that groups never
+    deadlock. Returns how many rows were new."""
+    ordered = sorted(outcomes, key=lambda o: o.seq)
+    inserted = await connection.fetchval(
+        statement("commit", run=run),
+        run,
+        generation,
+        [o.seq for o in ordered],
+        [o.state for o in ordered],
+        [o.attempts for o in ordered],
+        [o.key for o in ordered],
+        [o.result for o in ordered],
+        [o.error_class for o in ordered],
+        [o.error_message for o in ordered],
+        [o.columns for o in ordered],
+        [o.duplicate_of for o in ordered],
+        worker,
+    )
+    return int(inserted)
+
+
+def _outcome(r: asyncpg.Record) -> Outcome:
+    return Outcome(
+        seq=r["seq"],
+        state=State(r["state"]),
+        attempts=r["attempts"],
+        result=r["result"],
+        error_class=r["error_class"],
+        error_message=r["error_message"],
+        key=r["key"],
+        columns=r["columns"],
+        duplicate_of=r["duplicate_of"],
+    )
+
+
+def _record(r: asyncpg.Record) -> RunRecord:
+    return RunRecord(
+        id=r["id"],
+        identity=RunIdentity(r["installation"], r["namespace"], r["name"], r["run_id"]),
+        token=r["token"],
+        frozen=json.loads(r["frozen"]),
+        shards=r["shards"],
+        fingerprint=r["fingerprint"],
+        row_limit=r["row_limit"],
+        total=r["total"],
+        generation=r["generation"],
+        epoch=r["epoch"],
+        term=r["term"],
+        phase=Phase(r["phase"]),
+        message=r["message"],
+        feed_position=json.loads(r["feed_position"]) if r["feed_position"] else None,
+        counts=RangeCounts(**json.loads(r["counts"])) if r["counts"] else None,
+        started_at=r["started_at"].timestamp() if r["started_at"] else None,
+        finished_at=r["finished_at"].timestamp() if r["finished_at"] else None,
+    )

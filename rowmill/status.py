@@ -1,0 +1,52 @@
+"""What is told of a run while it goes: counts and rates, never a row's content."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """For people. Machines read conditions, which are derived from this."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUSPENDED = "Suspended"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCount:
+    """How many rows (failed, in this generation) ended with this class, and one of them."""
+
+    error_class: str
+    count: int
+    example_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """A snapshot. `total` is None until the source has been read to its end; rates are rows a minute."""
+
+    phase: Phase = Phase.PENDING
+    message: str = ""
+    generation: int = 0
+    epoch: int = 0
+    total: int | None = None
+    fed: int = 0
+    queued: int = 0
+    running: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    retried: int = 0
+    deduplicated: int = 0
+    rows_per_minute: float = 0.0
+    seconds_left: float | None = None
+    workers_desired: int = 0
+    workers_ready: int = 0
+    errors: list[ErrorCount] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        return self.succeeded + self.failed + self.deduplicated

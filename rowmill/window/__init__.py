@@ -1,0 +1,47 @@
+"""Redis: the rows that are now on their way, a bounded slice of the job. If it is lost, it is fed again."""
+
+from __future__ import annotations
+
+from rowmill.window.connect import RedisClient
+from rowmill.window.feed import FeedWindow, ShardLook, WindowLost
+from rowmill.window.work import Delivery, EpochOver, Later, Orphans, WorkWindow
+
+__all__ = [
+    "Delivery",
+    "EpochOver",
+    "FeedWindow",
+    "Later",
+    "Orphans",
+    "ShardLook",
+    "Window",
+    "WindowLost",
+    "WorkWindow",
+]
+
+
+class Window:
+    """A checked way into one Redis."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+        self.where = client.where
+
+    @classmethod
+    async def connect(cls, url: str) -> Window:
+        """Open and check. Raises StoreUnavailable when Redis is away, StoreUnsafe when rows would vanish in it."""
+        client = RedisClient(url)
+        try:
+            await client.check()
+        except BaseException:
+            await client.close()
+            raise
+        return cls(client)
+
+    def feed(self, *, token: str, shards: int) -> FeedWindow:
+        return FeedWindow(self._client, token=token, shards=shards)
+
+    def work(self, *, token: str, shards: int, epoch: int, consumer: str) -> WorkWindow:
+        return WorkWindow(self._client, token=token, shards=shards, epoch=epoch, consumer=consumer)
+
+    async def close(self) -> None:
+        await self._client.close()
