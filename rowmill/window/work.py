@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rowmill.errors import RowmillError
 from rowmill.window.connect import Command, RedisClient, Script, unknown_group
-from rowmill.window.keys import GROUP, alive_key, shard_keys
+from rowmill.window.keys import FIELD, GROUP, alive_key, shard_keys
 
 FINISH_BLOCK = 1000
 """Rows to a finishing call: Lua unpacks a bounded number of arguments."""
@@ -187,6 +187,11 @@ class WorkWindow:
             convicted += [_seq(i) for i in guilty]
         await self._client.run(self._drop, [k.epoch, k.stream], [self.epoch, GROUP, dead])
         return Orphans(scheduled, convicted)
+
+    async def payload(self, shard: int, seq: int) -> bytes | None:
+        """A row's payload as the stream has it, or None."""
+        entries = await self._client.call("XRANGE", self._keys[shard].stream, f"{seq}-0", f"{seq}-0")
+        return entries[0][1][FIELD] if entries else None
 
     async def leave(self) -> None:
         """Forget ourselves where nothing is pending with us."""

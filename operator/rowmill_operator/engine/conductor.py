@@ -1,0 +1,238 @@
+"""One epoch of a run: feed it, watch it, scale its workers, tell its status, and say how it ended.
+
+Ends: every row has an outcome (Complete, or Failed by its own policy) · the failure policy or the deadline ends it ·
+rows are missing though nothing is on its way, or the window is not what was left there (a new epoch is needed) · told
+to stop. A store that is away ends it by `StoreUnavailable`; the engine comes back to the same epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor as ThreadPool
+from dataclasses import dataclass, replace
+
+from rowmill.errors import StoreUnavailable
+from rowmill.ledger import Leadership, RangeCounts, RunRecord, Runs
+from rowmill.row import Position
+from rowmill.sources import Source
+from rowmill.status import Phase, RunStatus
+from rowmill.window import FeedWindow, ShardLook, WindowLost
+from rowmill_operator.engine.autoscaler import Autoscaler, Load
+from rowmill_operator.engine.feeder import Feeder, FeedState, WindowBounds
+from rowmill_operator.engine.gaps import take_census
+from rowmill_operator.engine.lifecycle import FailureRule, over_deadline, window_trusted
+from rowmill_operator.engine.ports import Fleet, StatusSink
+from rowmill_operator.engine.progress import RateMeter
+
+TICK_SECONDS = 0.25
+ERRORS_EVERY_SECONDS = 3.0
+CENSUS_EVERY_SECONDS = 2.0
+COUNT_BLOCK_ROWS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the manifest says of how a run goes and ends."""
+
+    failure: FailureRule | None
+    deadline_seconds: float | None
+    bounds: WindowBounds
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every epoch of a run works with."""
+
+    runs: Runs
+    window: FeedWindow
+    fleet: Fleet
+    sink: StatusSink
+    threads: ThreadPool
+    now: Callable[[], float]
+    wall: Callable[[], float]
+    fed: Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an epoch ended. `phase` None asks for a new epoch, from row `first_gap` on."""
+
+    phase: Phase | None
+    message: str = ""
+    counts: RangeCounts | None = None
+    first_gap: int = 1
+
+
+class Conductor:
+    """Conducts one epoch. `meter`, `scaler` and `status` outlive it."""
+
+    def __init__(
+        self,
+        *,
+        record: RunRecord,
+        source: Source,
+        state: FeedState,
+        skip_closed: bool,
+        leadership: Leadership,
+        rules: Rules,
+        tools: Tools,
+        scaler: Autoscaler,
+        meter: RateMeter,
+        status: RunStatus,
+    ) -> None:
+        self._record = record
+        self._source = source
+        self._state = state
+        self._leadership = leadership
+        self._rules = rules
+        self._tools = tools
+        self._scaler = scaler
+        self._meter = meter
+        self.status = replace(status, phase=Phase.RUNNING, message="", generation=record.generation, epoch=record.epoch)
+        self._total = record.total
+        self._errors_at = 0.0
+        self._census_at = 0.0
+        self._feeder = Feeder(
+            source=source,
+            record=record,
+            runs=tools.runs,
+            window=tools.window,
+            state=state,
+            skip_closed=skip_closed,
+            bounds=rules.bounds,
+            threads=tools.threads,
+            now=tools.now,
+            fed=tools.fed,
+        )
+
+    async def conduct(self, stop: asyncio.Event) -> Verdict:
+        """Until the epoch ends. Raises StoreUnavailable, Superseded, SourceChanged, InvalidInput."""
+        feeding = asyncio.create_task(self._feeder.run(), name="feeder")
+        counting = asyncio.create_task(self._count(), name="counter")
+        try:
+            while not stop.is_set():
+                verdict = await self._tick(feeding, counting)
+                if verdict is not None:
+                    return verdict
+                await _wait(stop, TICK_SECONDS)
+            return Verdict(self.status.phase, "told to stop")
+        except WindowLost as lost:
+            return Verdict(None, str(lost))
+        finally:
+            for task in (feeding, counting):
+                task.cancel()
+            await asyncio.gather(feeding, counting, return_exceptions=True)
+
+    async def _tick(self, feeding: asyncio.Task[int], counting: asyncio.Task[None]) -> Verdict | None:
+        if not self._leadership.held:
+            raise StoreUnavailable("the session that holds this run's leadership is lost")
+        last_seqs = list(self._state.last_seqs)
+        looks = await self._tools.window.look(self._record.epoch)
+        if not window_trusted(looks, epoch=self._record.epoch, last_seqs=last_seqs):
+            raise WindowLost("the window does not hold what was fed: Redis was wiped or went back in time")
+        fed = feeding.done()
+        if fed:
+            await self._fed(feeding.result())
+        if counting.done():
+            counting.result()
+        counts = await self._tools.runs.progress(self._record)
+        await self._tell(looks, counts)
+        return await self._judge(fed, looks, counts)
+
+    async def _fed(self, total: int) -> None:
+        if self._record.total != total:
+            await self._tools.runs.save_total(self._record, total)
+            self._record = replace(self._record, total=total)
+        self._total = total
+
+    async def _count(self) -> None:
+        """Count the source's rows ahead of feeding, so that progress and time left can be told from the start."""
+        if self._total is not None:
+            return
+        loop = asyncio.get_running_loop()
+        blocks = self._source.blocks(Position(), max_rows=COUNT_BLOCK_ROWS)
+        end = 1
+        while (block := await loop.run_in_executor(self._tools.threads, next, blocks, None)) is not None:
+            end = block.end.seq
+        self._total = end - 1
+
+    async def _tell(self, looks: list[ShardLook], counts: RangeCounts) -> None:
+        now = self._tools.now()
+        self._meter.add(counts.rows, now=now)
+        entries = sum(look.entries for look in looks)
+        running = max(0, sum(look.pending - look.scheduled for look in looks))
+        open_rows = max(0, self._total - counts.rows) if self._total is not None else None
+        ready = await self._tools.fleet.ready()
+        load = Load(
+            open_rows=open_rows if open_rows is not None else max(1, entries),
+            rate_a_worker=self._meter.per_second / ready if ready else 0.0,
+            elapsed=self._tools.wall() - (self._record.started_at or self._tools.wall()),
+        )
+        # Rows that are missing in the end are fed again: until then somebody must be there to finish what is left.
+        desired = max(self._scaler.desired(load, now=now), 1 if entries else 0)
+        await self._tools.fleet.scale(desired)
+        errors = self.status.errors
+        if now >= self._errors_at:
+            self._errors_at = now + ERRORS_EVERY_SECONDS
+            errors = await self._tools.runs.error_counts(self._record) if counts.failed else []
+        self.status = replace(
+            self.status,
+            message=await self._tools.fleet.failure() or "",
+            total=self._total,
+            fed=self._state.position.seq - 1,
+            queued=entries - running,
+            running=running,
+            succeeded=counts.succeeded,
+            failed=counts.failed,
+            retried=counts.retried,
+            deduplicated=counts.deduplicated,
+            rows_per_minute=60 * self._meter.per_second,
+            seconds_left=self._meter.seconds_left(open_rows),
+            workers_desired=desired,
+            workers_ready=ready,
+            errors=errors,
+        )
+        await self._tools.sink.report(self.status)
+
+    async def _judge(self, fed: bool, looks: list[ShardLook], counts: RangeCounts) -> Verdict | None:
+        rule = self._rules.failure
+        if rule and (why := rule.verdict(succeeded=counts.succeeded, failed=counts.failed, at_end=False)):
+            return Verdict(Phase.FAILED, why)
+        why = over_deadline(
+            started_at=self._record.started_at, wall_now=self._tools.wall(), deadline=self._rules.deadline_seconds
+        )
+        if why:
+            return Verdict(Phase.FAILED, why)
+        return await self._finish(looks, counts) if fed else None
+
+    async def _finish(self, looks: list[ShardLook], counts: RangeCounts) -> Verdict | None:
+        """Everything was fed. Complete is what the ledger says row by row; an empty window only asks the question."""
+        total = self._record.total
+        assert total is not None
+        empty = all(look.entries == 0 for look in looks)
+        now = self._tools.now()
+        if not (empty or (counts.rows >= total and now >= self._census_at)):
+            return None
+        self._census_at = now + CENSUS_EVERY_SECONDS
+        census = await take_census(self._tools.runs, self._record, total=total)
+        if census.first_gap is None:
+            rule = self._rules.failure
+            exact = census.counts
+            why = rule.verdict(succeeded=exact.succeeded, failed=exact.failed, at_end=True) if rule else None
+            return Verdict(Phase.FAILED if why else Phase.COMPLETE, why or "", exact)
+        if empty:
+            return Verdict(
+                None,
+                f"{census.missing:,} rows have no outcome though nothing is on its way; they are fed again",
+                first_gap=census.first_gap,
+            )
+        return None
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass

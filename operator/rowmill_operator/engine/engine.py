@@ -1,0 +1,330 @@
+"""The engine: drives one run from its manifest to its end, through whatever dies on the way.
+
+    take the lead → read the ledger's record → check what must not change → open the source → epoch after epoch → end
+
+It may be killed anywhere and started again: everything that it decides by is in the ledger. One mechanism, *feed the
+rows that have no outcome in this generation*, serves the start, the restart, the wiped Redis, the lost commit and the
+retry. When a store is away it waits and begins again from the top.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor as ThreadPool
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from rowmill.errors import InvalidInput, SourceChanged, StateInUse, StoreUnavailable
+from rowmill.identity import RunIdentity
+from rowmill.ledger import FeedPosition, Leadership, Ledger, RangeCounts, RunRecord
+from rowmill.row import Position
+from rowmill.sources import Source, open_source
+from rowmill.spec import BatchJob, frozen_changes, frozen_part, missing_columns
+from rowmill.status import Phase, RunStatus
+from rowmill.telemetry.logging import Logger
+from rowmill.telemetry.metrics import EngineMetrics
+from rowmill.window import FeedWindow, Window
+from rowmill_operator.engine.autoscaler import Autoscaler, Scaling
+from rowmill_operator.engine.conductor import Conductor, Rules, Tools, Verdict
+from rowmill_operator.engine.feeder import FeedState, WindowBounds
+from rowmill_operator.engine.gaps import take_census
+from rowmill_operator.engine.lifecycle import FailureRule, ended, limit_lowered, limit_raised, reopens, window_trusted
+from rowmill_operator.engine.ports import Fleet, StatusSink
+from rowmill_operator.engine.progress import RateMeter
+
+RETRY_SECONDS = (0.2, 5.0)
+LEAD_SECONDS = 30.0
+"""How long a lost leadership is waited for: our own last session may linger on the server for a while."""
+
+
+class Engine:
+    """Drives one run. `base` is the folder that relative sources are found in, `cache` one for downloads."""
+
+    def __init__(
+        self,
+        *,
+        job: BatchJob,
+        identity: RunIdentity,
+        ledger: Ledger,
+        window: Window,
+        fleet: Fleet,
+        sink: StatusSink,
+        base: Path,
+        cache: Path,
+        log: Logger,
+        metrics: EngineMetrics | None = None,
+        threads: ThreadPool | None = None,
+        bounds: WindowBounds | None = None,
+        now: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._job = job
+        self._identity = identity
+        self._ledger = ledger
+        self._window = window
+        self._fleet = fleet
+        self._sink = sink
+        self._base = base
+        self._cache = cache
+        self._log = log.bind(job=str(identity))
+        self._metrics = metrics
+        self._own_threads = ThreadPoolExecutor(2, thread_name_prefix="source") if threads is None else None
+        self._threads: ThreadPool = threads or self._own_threads  # type: ignore[assignment]
+        self._now = now
+        self._wall = wall
+        spec = job.spec
+        self._row_limit = spec.source.limit
+        self._meter = RateMeter()
+        self._scaler = Autoscaler(
+            Scaling(
+                min_replicas=spec.workers.min_replicas,
+                max_replicas=spec.workers.max_replicas,
+                rows_per_worker=spec.workers.rows_per_worker,
+                target_seconds=spec.completion_target_seconds,
+            )
+        )
+        policy = spec.failure_policy
+        self._rules = Rules(
+            failure=FailureRule(policy.max_failed_percent, policy.min_processed_rows) if policy else None,
+            deadline_seconds=spec.active_deadline_seconds,
+            bounds=bounds or WindowBounds(),
+        )
+        self._status = RunStatus()
+        self._source: Source | None = None
+
+    async def run(self, *, stop: asyncio.Event) -> RunStatus:
+        """Drive the run until it ends or `stop` is set; returns its last status.
+
+        Raises InvalidInput (the manifest does not fit the run or its source), SourceChanged, StateInUse (another engine
+        drives it), Superseded. Stores that are away are waited for.
+        """
+        delay = RETRY_SECONDS[0]
+        lead_since: float | None = None
+        try:
+            while not stop.is_set():
+                try:
+                    return await self._drive(stop)
+                except StoreUnavailable as error:
+                    lead_since = self._now()
+                    self._log.warning("a store is away; waiting", reason=str(error))
+                    await self._report(replace(self._status, message=f"waiting: {error}"))
+                except StateInUse:
+                    if lead_since is None or self._now() - lead_since > LEAD_SECONDS:
+                        raise
+                await _pause(stop, delay)
+                delay = min(delay * 2, RETRY_SECONDS[1])
+            return self._status
+        finally:
+            if self._source is not None:
+                self._source.close()
+            if self._own_threads is not None:
+                self._own_threads.shutdown(wait=False)
+
+    async def _report(self, status: RunStatus) -> None:
+        self._status = status
+        await self._sink.report(status)
+
+    async def _drive(self, stop: asyncio.Event) -> RunStatus:
+        record = await self._ledger.runs.ensure(
+            self._identity,
+            frozen=frozen_part(self._job.spec),
+            shards=self._job.spec.shards,
+            row_limit=self._row_limit,
+        )
+        leadership = self._ledger.leadership(record.id)
+        await leadership.take()
+        try:
+            record = await self._ledger.runs.take_over(record.id)
+            self._refuse_changes(record)
+            window = self._window.feed(token=record.token, shards=record.shards)
+            if ended(record.phase) and not self._reopens(record):
+                return await self._already_ended(record, window)
+            if self._job.spec.suspend:
+                return await self._suspend(record)
+            return await self._go(record, window, leadership, stop)
+        finally:
+            await leadership.release()
+
+    def _refuse_changes(self, record: RunRecord) -> None:
+        where = f"BatchJob {self._identity.namespace}/{self._identity.name}"
+        problems = frozen_changes(dict(record.frozen), frozen_part(self._job.spec))
+        if problems:
+            raise InvalidInput(where, problems)
+        if limit_lowered(record, self._row_limit):
+            before = "no limit" if record.row_limit is None else str(record.row_limit)
+            raise InvalidInput.one(
+                where,
+                "spec.source.limit",
+                f"{self._row_limit} is less than this run has begun with ({before}); raise it, or change spec.runId",
+            )
+
+    def _reopens(self, record: RunRecord) -> bool:
+        return reopens(record, retry_generation=self._job.spec.retry_generation, row_limit=self._row_limit)
+
+    async def _already_ended(self, record: RunRecord, window: FeedWindow) -> RunStatus:
+        """The ledger knows the end of this run: nothing is read, nothing is called."""
+        await window.close(record.epoch)
+        await self._fleet.scale(0)
+        await self._report(await self._final(record, record.phase, record.message, record.counts))
+        return self._status
+
+    async def _suspend(self, record: RunRecord) -> RunStatus:
+        await self._fleet.scale(0)
+        counts = await self._ledger.runs.progress(record)
+        if record.phase is not Phase.SUSPENDED:
+            await self._ledger.runs.save_phase(record, Phase.SUSPENDED, "spec.suspend is true")
+        message = "suspended: set spec.suspend to false to go on; finished rows are kept"
+        await self._report(await self._final(record, Phase.SUSPENDED, message, counts))
+        return self._status
+
+    async def _final(self, record: RunRecord, phase: Phase, message: str, counts: RangeCounts | None) -> RunStatus:
+        counts = counts or await self._ledger.runs.progress(record)
+        return replace(
+            self._status,
+            phase=phase,
+            message=message,
+            generation=record.generation,
+            epoch=record.epoch,
+            total=record.total,
+            fed=record.total or self._status.fed,
+            queued=0,
+            running=0,
+            succeeded=counts.succeeded,
+            failed=counts.failed,
+            deduplicated=counts.deduplicated,
+            retried=counts.retried,
+            seconds_left=None,
+            workers_desired=0,
+            workers_ready=0,
+            errors=await self._ledger.runs.error_counts(record),
+        )
+
+    async def _go(
+        self, record: RunRecord, window: FeedWindow, leadership: Leadership, stop: asyncio.Event
+    ) -> RunStatus:
+        source = await self._open_source(record)
+        generation = max(record.generation, self._job.spec.retry_generation)
+        if limit_raised(record, self._row_limit):
+            record = await self._ledger.runs.raise_limit(record, self._row_limit)
+            resumable = False
+        else:
+            resumable = generation == record.generation and record.epoch > 0 and record.phase is not Phase.FAILED
+        state = await self._resumed(record, window) if resumable else None
+        if state is None:
+            record, state = await self._begin_epoch(record, window, generation=generation, first=1)
+        elif record.phase is not Phase.RUNNING:
+            await self._ledger.runs.save_phase(record, Phase.RUNNING)
+        while True:
+            conductor = Conductor(
+                record=record,
+                source=source,
+                state=state,
+                skip_closed=record.epoch > 1 or record.generation > 0,
+                leadership=leadership,
+                rules=self._rules,
+                tools=self._tools(window),
+                scaler=self._scaler,
+                meter=self._meter,
+                status=self._status,
+            )
+            try:
+                verdict = await conductor.conduct(stop)
+            finally:
+                self._status = conductor.status
+            if verdict.phase is None:
+                self._log.warning("a new epoch", reason=verdict.message, epoch=record.epoch + 1)
+                record, state = await self._begin_epoch(record, window, generation=generation, first=verdict.first_gap)
+            elif ended(verdict.phase):
+                return await self._end(record, window, verdict)
+            else:
+                return self._status
+
+    def _tools(self, window: FeedWindow) -> Tools:
+        return Tools(
+            runs=self._ledger.runs,
+            window=window,
+            fleet=self._fleet,
+            sink=self._sink,
+            threads=self._threads,
+            now=self._now,
+            wall=self._wall,
+            fed=self._fed,
+        )
+
+    def _fed(self, rows: int, size: int, seconds: float) -> None:
+        if self._metrics is not None:
+            self._metrics.fed(str(self._identity), rows=rows, size=size, seconds=seconds)
+
+    async def _open_source(self, record: RunRecord) -> Source:
+        """Open the source once, see that it is the one this run began with, and that the manifest fits it."""
+        loop = asyncio.get_running_loop()
+        if self._source is None:
+            spec = self._job.spec.source
+            self._source = await loop.run_in_executor(
+                self._threads,
+                lambda: open_source(
+                    uri=spec.uri,
+                    rows=spec.rows,
+                    format=spec.format,
+                    limit=spec.limit,
+                    base=self._base,
+                    cache=self._cache,
+                ),
+            )
+            columns = await loop.run_in_executor(self._threads, self._source.columns)
+            if columns is not None and (problems := missing_columns(self._job, columns)):
+                raise InvalidInput(str(spec.uri or "spec.source.rows"), problems)
+        fingerprint = await loop.run_in_executor(self._threads, self._source.fingerprint)
+        if record.fingerprint not in (None, fingerprint):
+            raise SourceChanged(
+                f"the source of {self._identity} is not the one that this run began with: its rows can no longer be "
+                "told apart by their position. Put the old content back, or change spec.runId to begin a new run"
+            )
+        await self._ledger.runs.save_fingerprint(record, fingerprint)
+        return self._source
+
+    async def _resumed(self, record: RunRecord, window: FeedWindow) -> FeedState | None:
+        """Go on with the epoch that is open, if the window holds all that was fed in it."""
+        looks = await window.look(record.epoch)
+        saved = FeedPosition.from_json(record.feed_position) if record.feed_position else None
+        last_seqs = saved.last_seqs if saved else [0] * record.shards
+        if not window_trusted(looks, epoch=record.epoch, last_seqs=last_seqs):
+            return None
+        position = saved.position if saved else Position()
+        return FeedState([look.last_seq for look in looks], position)
+
+    async def _begin_epoch(
+        self, record: RunRecord, window: FeedWindow, *, generation: int, first: int
+    ) -> tuple[RunRecord, FeedState]:
+        # A ledger that went back in time (a failover) may know fewer epochs than Redis has seen.
+        newest = max(record.epoch, *(look.epoch for look in await window.look(record.epoch)))
+        record = await self._ledger.runs.begin_epoch(record, generation=generation, epoch=newest + 1)
+        await window.open(record.epoch)
+        if self._metrics is not None:
+            self._metrics.epoch_began(str(self._identity))
+        return record, FeedState([0] * record.shards, Position(first))
+
+    async def _end(self, record: RunRecord, window: FeedWindow, verdict: Verdict) -> RunStatus:
+        """First the ledger knows, then the window goes, then the workers."""
+        assert verdict.phase is not None
+        counts = verdict.counts
+        if counts is None:
+            known = self._status.total
+            counts = (await take_census(self._ledger.runs, record, total=known)).counts if known else None
+        await self._ledger.runs.save_phase(record, verdict.phase, verdict.message, counts)
+        await window.close(record.epoch)
+        await self._fleet.scale(0)
+        total = self._status.total if record.total is None else record.total
+        await self._report(await self._final(replace(record, total=total), verdict.phase, verdict.message, counts))
+        return self._status
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,132 @@
+"""Outcomes into the ledger, in groups.
+
+While one group is being written the next one gathers, so groups grow with the load by themselves; when little
+comes, the first row waits a few milliseconds for company. A group that Postgres refuses because of a value is
+halved until the guilty row stands alone, and that one ends Failed. When Postgres is away the group is tried again
+until it is there: what was paid for is committed, and a commit whose reply was lost is safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from rowmill.errors import StoreUnavailable
+from rowmill.ledger import REFUSED, KeyEnd, Work
+from rowmill.outcome import Outcome, State
+from rowmill_worker.held import HeldRow
+
+LINGER_SECONDS = 0.004
+GROUP_ENOUGH = 300
+GROUP_MAX = 1000
+RETRY_SECONDS = (0.1, 5.0)
+
+
+class Committer:
+    """Runs until `close`. Rows given to it must have their `outcome`."""
+
+    def __init__(
+        self,
+        *,
+        work: Work,
+        keep_keys_seconds: float,
+        committed: Callable[[Sequence[HeldRow]], None],
+        refused: Callable[[HeldRow, str], None],
+        measured: Callable[[int, float], None],
+        rng: random.Random,
+        sleep: Callable[[float], object] = asyncio.sleep,
+    ) -> None:
+        self._work = work
+        self._keep_keys_seconds = keep_keys_seconds
+        self._committed = committed
+        self._refused = refused
+        self._measured = measured
+        self._rng = rng
+        self._rows: list[HeldRow] = []
+        self._wake = asyncio.Event()
+        self._enough = asyncio.Event()
+        self._closing = False
+        self.away: str | None = None
+        """Why outcomes cannot be written right now, or None."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: HeldRow) -> None:
+        self._rows.append(row)
+        self._wake.set()
+        if len(self._rows) >= GROUP_ENOUGH:
+            self._enough.set()
+
+    def close(self) -> None:
+        self._closing = True
+        self._wake.set()
+        self._enough.set()
+
+    async def run(self) -> None:
+        while not (self._closing and not self._rows):
+            await self._wake.wait()
+            self._wake.clear()
+            while self._rows:
+                if len(self._rows) < GROUP_ENOUGH and not self._closing:
+                    await self._linger()
+                group, self._rows = self._rows[:GROUP_MAX], self._rows[GROUP_MAX:]
+                self._enough.clear()
+                group.sort(key=lambda row: row.generation)
+                for _, rows in groupby(group, key=lambda row: row.generation):
+                    await self._commit(list(rows))
+
+    async def _linger(self) -> None:
+        try:
+            async with asyncio.timeout(LINGER_SECONDS):
+                await self._enough.wait()
+        except TimeoutError:
+            pass
+
+    async def _commit(self, rows: list[HeldRow]) -> None:
+        began = time.perf_counter()
+        delay = RETRY_SECONDS[0]
+        while True:
+            try:
+                await self._write(rows)
+                break
+            except StoreUnavailable as error:
+                self.away = str(error)
+                await asyncio.sleep(delay * self._rng.uniform(0.5, 1.0))
+                delay = min(delay * 2, RETRY_SECONDS[1])
+            except (*REFUSED, UnicodeEncodeError) as error:
+                if len(rows) > 1:
+                    middle = len(rows) // 2
+                    await self._commit(rows[:middle])
+                    await self._commit(rows[middle:])
+                    return
+                self._convict(rows[0], error)
+        self.away = None
+        self._measured(len(rows), time.perf_counter() - began)
+        self._committed(rows)
+
+    async def _write(self, rows: list[HeldRow]) -> None:
+        outcomes = [row.outcome for row in rows if row.outcome is not None]
+        keys = [KeyEnd(row.digest, row.seq, row.outcome) for row in rows if row.digest and row.outcome]
+        await self._work.commit(
+            outcomes, generation=rows[0].generation, keys=keys, keep_seconds=self._keep_keys_seconds
+        )
+
+    def _convict(self, row: HeldRow, error: Exception) -> None:
+        """The ledger refuses this row's own values: it ends Failed, without them."""
+        assert row.outcome is not None
+        if row.outcome.error_class == "ResultRefused":
+            raise error  # not even the plain outcome is taken: nothing that a row could be blamed for
+        reason = f"{type(error).__name__}: {error}"
+        row.outcome = Outcome(
+            seq=row.seq,
+            state=State.FAILED,
+            attempts=row.outcome.attempts,
+            error_class="ResultRefused",
+            error_message="The answer arrived, but the ledger cannot hold it: "
+            + reason.encode("ascii", "replace").decode().replace("\x00", "")[:500],
+        )
+        self._refused(row, reason)

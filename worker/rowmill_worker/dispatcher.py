@@ -1,0 +1,279 @@
+"""From ready to an end: rows get a slot, one attempt, and what follows from it.
+
+States of a row here: ready → running → ended (an outcome, to the committer) | put back (a retry, a hand-back, to the
+releaser). One task a taken slot, not one a row: a slot runs rows for as long as there are any.
+
+A row is started only while the lock session that claimed it is open, and not while outcomes cannot be written. A row
+that waited for a slot too long is handed back with no attempt spent. A row that runs past its timeout is cancelled by
+the watch, whatever its executor does, and its slot returns. A suspect's start is noted first; a row that had started in
+two dead workers runs with nothing beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rowmill.errors import StoreUnavailable
+from rowmill.ledger import LockSession
+from rowmill.window import EpochOver, WorkWindow
+from rowmill_worker.backoff import Retry, RetryPolicy, decide
+from rowmill_worker.executors.protocol import Attempt, Executor, RowError
+from rowmill_worker.gate import Gate
+from rowmill_worker.held import HeldRow
+from rowmill_worker.outcomes import failed, succeeded
+
+WATCH_SECONDS = 0.25
+OVERDUE_GRACE = 1.0
+"""Seconds past its timeout until a row is cancelled: an executor has its own, more exact timeout."""
+YIELD_EVERY = 64
+"""Rows after which a slot that never waits lets others have the loop."""
+HAND_BACK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallRules:
+    """What the manifest says of calls. `idempotency_key` and `request_id` name a row's call to the endpoint."""
+
+    timeout: float
+    acquire_timeout: float
+    retry: RetryPolicy
+    idempotency_key: Callable[[HeldRow], str]
+    request_id: Callable[[HeldRow], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Where rows go from here."""
+
+    commit: Callable[[HeldRow], None]
+    put_back: Callable[[Sequence[HeldRow]], None]
+    retried: Callable[[HeldRow, RowError, float], None]
+    attempt_failed: Callable[[HeldRow, RowError], None]
+    handed_back: Callable[[Sequence[HeldRow], str], None]
+    bug: Callable[[HeldRow, BaseException], None]
+    broken: Callable[[BaseException], None]
+    """A slot ended by an error of our own: rows may be stuck, and this worker must not go on."""
+
+
+class Dispatcher:
+    """Runs ready rows. `may_start` is asked before each start."""
+
+    def __init__(
+        self,
+        *,
+        gate: Gate,
+        executor: Executor,
+        rules: CallRules,
+        ends: Ends,
+        locks: LockSession,
+        window: Callable[[], WorkWindow | None],
+        may_start: Callable[[], bool],
+        now: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self._gate = gate
+        self._executor = executor
+        self._rules = rules
+        self._ends = ends
+        self._locks = locks
+        self._window = window
+        self._may_start = may_start
+        self._now = now
+        self._rng = rng
+        self._ready: deque[HeldRow] = deque()
+        self._alone: deque[HeldRow] = deque()
+        self._running: dict[HeldRow, asyncio.Task[None]] = {}
+        self._slots: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self.taken = asyncio.Event()
+        """Set whenever rows were taken from the queue: there may be room to read more."""
+
+    @property
+    def waiting(self) -> int:
+        return len(self._ready) + len(self._alone)
+
+    @property
+    def running(self) -> list[HeldRow]:
+        return list(self._running)
+
+    def offer(self, rows: Sequence[HeldRow]) -> None:
+        """Rows that are ready: claimed by the open session, key settled."""
+        now = self._now()
+        for row in rows:
+            row.ready_since = now
+            (self._alone if row.runs_alone else self._ready).append(row)
+        self.pump()
+
+    def pump(self) -> None:
+        """Start what may start now."""
+        if self._draining or not self._may_start():
+            return
+        if self._alone:
+            if self._gate.processing == 0 and self._gate.try_acquire():
+                self._start_slot(self._run_alone())
+            return
+        about_to_take = len(self._slots) - len(self._running)
+        for _ in range(min(self._gate.available, len(self._ready) - about_to_take)):
+            if self._gate.try_acquire():
+                self._start_slot(self._run_slot())
+
+    def _start_slot(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._slots.add(task)
+        self._idle.clear()
+        task.add_done_callback(self._slot_ended)
+
+    def _slot_ended(self, task: asyncio.Task[None]) -> None:
+        self._slots.discard(task)
+        self._gate.release()
+        if not self._slots:
+            self._idle.set()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._ends.broken(error)
+        self.pump()
+
+    async def _run_slot(self) -> None:
+        ran = 0
+        while self._ready and not self._alone and not self._draining and self._may_start():
+            row = self._ready.popleft()
+            self.taken.set()
+            await self._run(row)
+            ran += 1
+            if ran % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+
+    async def _run_alone(self) -> None:
+        while self._alone and not self._draining and self._may_start():
+            row = self._alone.popleft()
+            self.taken.set()
+            await self._run(row)
+
+    async def _run(self, row: HeldRow) -> None:
+        if row.session != self._locks.number or not self._locks.is_open:
+            self._put_back(row, 0.0)  # claimed by a session that is gone: it must be claimed again
+            return
+        if row.suspect and not await self._note_start(row):
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        row.started = self._now()
+        row.attempts += 1
+        self._running[row] = task
+        try:
+            result = await self._executor.execute(
+                Attempt(
+                    row.seq,
+                    row.row,
+                    row.key,
+                    row.attempts,
+                    self._rules.idempotency_key(row),
+                    self._rules.request_id(row),
+                    self._rules.timeout,
+                )
+            )
+            row.outcome = succeeded(row, result)
+        except RowError as error:
+            self._after(row, error)
+        except asyncio.CancelledError:
+            # Ours alone: the watch cancels what is overdue, the drain what outlasts its grace. A late cancel may hit
+            # the slot's next row; that one is put back, its attempt counted, as nobody knows whether it was sent.
+            task.uncancel()
+            if row.overdue:
+                late = f"no answer within timeoutSeconds ({self._rules.timeout:g} s); the call was cancelled"
+                self._after(row, RowError("Timeout", late, retryable=True))
+            else:
+                self._put_back(row, 0.0)
+        except Exception as error:
+            self._ends.bug(row, error)
+            self._after(row, RowError("ExecutorError", f"{type(error).__name__} in the executor", retryable=True))
+        else:
+            self._ends.commit(row)
+        finally:
+            del self._running[row]
+
+    def _after(self, row: HeldRow, error: RowError) -> None:
+        """A failed attempt: again later, or the row's outcome."""
+        if not error.spent:
+            row.attempts -= 1
+        else:
+            self._ends.attempt_failed(row, error)
+        verdict = decide(error, row.attempts, self._rules.retry, rng=self._rng)
+        if isinstance(verdict, Retry):
+            self._ends.retried(row, error, verdict.delay)
+            self._put_back(row, verdict.delay)
+        else:
+            row.outcome = failed(row, error.error_class, error.message)
+            self._ends.commit(row)
+
+    def _put_back(self, row: HeldRow, delay: float) -> None:
+        row.delay = delay
+        self._ends.put_back([row])
+
+    async def _note_start(self, row: HeldRow) -> bool:
+        window = self._window()
+        if window is None or window.epoch != row.epoch:
+            self._put_back(row, 0.0)
+            return False
+        try:
+            await window.mark_started(row.shard, [row.seq], alone=row.runs_alone)
+        except (StoreUnavailable, EpochOver):
+            self._put_back(row, HAND_BACK_SECONDS)
+            return False
+        return True
+
+    async def watch(self) -> None:
+        """Until cancelled: cancel what is overdue, hand back what waited too long, start what may start again."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = self._now()
+            limit = self._rules.timeout + OVERDUE_GRACE
+            for row, task in list(self._running.items()):
+                if now - row.started > limit and not row.overdue:
+                    row.overdue = True
+                    task.cancel()
+            self._hand_back_late(now)
+            self.pump()
+
+    def _hand_back_late(self, now: float) -> None:
+        late: list[HeldRow] = []
+        for queue in (self._ready, self._alone):
+            while queue and now - queue[0].ready_since > self._rules.acquire_timeout:
+                late.append(queue.popleft())
+        self._hand_back(late, HAND_BACK_SECONDS, f"waited longer than {self._rules.acquire_timeout:g} s for a slot")
+
+    def _hand_back(self, rows: list[HeldRow], delay: float, why: str) -> None:
+        if not rows:
+            return
+        for row in rows:
+            row.delay = delay
+        self._ends.handed_back(rows, why)
+        self._ends.put_back(rows)
+        self.taken.set()
+
+    def withdraw(self) -> list[HeldRow]:
+        """Take every waiting row out."""
+        rows = [*self._ready, *self._alone]
+        self._ready.clear()
+        self._alone.clear()
+        return rows
+
+    async def drain(self, *, grace: float) -> None:
+        """Start nothing more, hand back what waits, let what runs finish; after `grace` seconds cancel it and put
+        it back (its attempt counts: the call was sent)."""
+        self._draining = True
+        self._hand_back(self.withdraw(), 0.0, "this worker stops")
+        try:
+            async with asyncio.timeout(grace):
+                await self._idle.wait()
+        except TimeoutError:
+            for task in set(self._running.values()):
+                task.cancel()
+            await self._idle.wait()

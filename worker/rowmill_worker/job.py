@@ -1,0 +1,104 @@
+"""From the manifest to what a worker needs of it. Pure, but for reading the environment that is passed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from rowmill.identity import RunIdentity
+from rowmill.spec import BatchJob, Spec, canonical_key, effective_concurrency, executor_digest
+from rowmill_worker.backoff import RetryPolicy
+from rowmill_worker.claimer import DedupeRule, RowReader
+from rowmill_worker.dispatcher import CallRules
+from rowmill_worker.executors.build import build_executor
+from rowmill_worker.executors.protocol import Executor
+from rowmill_worker.held import HeldRow
+from rowmill_worker.worker import Job
+
+SIMULATED = "~simulate"
+"""What is added to a run's id in mode Simulate: a dry run never counts as the real one."""
+
+
+def identity_of(job: BatchJob, *, installation: str) -> RunIdentity:
+    """The run that this manifest names in an installation."""
+    suffix = SIMULATED if job.spec.mode == "Simulate" else ""
+    return RunIdentity(installation, job.metadata.namespace, job.metadata.name, job.spec.run_id + suffix)
+
+
+def request_id(identity: RunIdentity, row: HeldRow) -> str:
+    """One attempt at one row: what logs and the endpoint share."""
+    return f"{identity}#{row.seq}.{row.generation}.{row.attempts}"
+
+
+def executor_of(job: BatchJob, identity: RunIdentity, *, environ: Mapping[str, str], base: Path) -> Executor:
+    """The executor of the manifest, not yet open. Raises InvalidInput."""
+    return build_executor(
+        job.spec,
+        job={"name": identity.name, "namespace": identity.namespace, "runId": job.spec.run_id},
+        run=str(identity),
+        environ=environ,
+        base=base,
+        where=f"BatchJob {identity.namespace}/{identity.name}",
+    )
+
+
+def worker_job(job: BatchJob, identity: RunIdentity, *, environ: Mapping[str, str]) -> Job:
+    """The manifest, resolved. Raises InvalidInput where the environment says something unusable."""
+    spec = job.spec
+    dedupe = dedupe_rule(spec, identity)
+    return Job(
+        concurrency=effective_concurrency(spec, environ, spec.executor.kind),
+        rules=CallRules(
+            timeout=spec.timeout_seconds,
+            acquire_timeout=spec.concurrency.acquire_timeout_seconds,
+            retry=RetryPolicy(
+                max_attempts=spec.retry.max_attempts,
+                initial=spec.retry.initial_seconds,
+                maximum=spec.retry.max_seconds,
+            ),
+            idempotency_key=_idempotency_key(identity, dedupe),
+            request_id=lambda row: request_id(identity, row),
+        ),
+        rows=RowReader(key=_key_reader(spec), columns=tuple(spec.output.columns)),
+        dedupe=dedupe,
+        keep_keys_seconds=spec.dedupe.ttl_seconds if spec.dedupe else 0,
+    )
+
+
+def dedupe_rule(spec: Spec, identity: RunIdentity) -> DedupeRule | None:
+    """How declared keys are told apart: by scope, group, executor (another prompt is another key) and the key itself.
+    A simulated winner never stands for a real one."""
+    if spec.dedupe is None:
+        return None
+    places = {
+        "Run": list(identity),
+        "Namespace": [identity.installation, identity.namespace],
+        "Installation": [identity.installation],
+    }
+    prefix = msgspec.json.encode([spec.mode, places[spec.dedupe.scope], spec.dedupe.group, executor_digest(spec)])
+
+    def digest(key: str) -> bytes:
+        return blake2b(prefix + key.encode(), digest_size=16).digest()
+
+    return DedupeRule(
+        digest=digest, owner=lambda seq: f"{identity}#{seq}", rerun_failed=spec.dedupe.on_failed == "Rerun"
+    )
+
+
+def _idempotency_key(identity: RunIdentity, dedupe: DedupeRule | None) -> Callable[[HeldRow], str]:
+    def of_row(row: HeldRow) -> str:
+        if row.digest is not None:
+            return f"key-{row.digest.hex()}"
+        return f"{identity}#{row.seq}"
+
+    return of_row
+
+
+def _key_reader(spec: Spec) -> Callable[[Mapping[str, Any]], str | None]:
+    if not spec.key:
+        return lambda row: None
+    return lambda row: canonical_key(spec, row)

@@ -1,0 +1,96 @@
+"""Keeps the lock session open and the heartbeat fresh.
+
+When the session is lost every waiting row goes back to the window (its claim died with the session) and nothing new
+starts until a session is open again; rows that run go on, and their locks are taken again as far as nobody else has
+them by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from rowmill.errors import StoreUnavailable
+from rowmill.ledger import LockSession
+from rowmill.window import WorkWindow
+from rowmill_worker.dispatcher import Dispatcher
+from rowmill_worker.held import HeldRow
+
+LOOK_SECONDS = 0.1
+PING_SECONDS = 5.0
+RETRY_SECONDS = (0.1, 2.0)
+HEARTBEAT_EVERY_SECONDS = 0.5
+
+
+class SessionKeeper:
+    """Runs until cancelled. `give_back` releases rows whose claim is gone."""
+
+    def __init__(
+        self,
+        *,
+        locks: LockSession,
+        dispatcher: Dispatcher,
+        give_back: Callable[[list[HeldRow]], None],
+        lost: Callable[[], None],
+        now: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self._locks = locks
+        self._dispatcher = dispatcher
+        self._give_back = give_back
+        self._lost = lost
+        self._now = now
+        self._rng = rng
+
+    async def run(self) -> None:
+        pinged = self._now()
+        delay = RETRY_SECONDS[0]
+        while True:
+            try:
+                if not self._locks.is_open:
+                    await self._reopen()
+                    delay = RETRY_SECONDS[0]
+                elif self._now() - pinged >= PING_SECONDS:
+                    pinged = self._now()
+                    await self._locks.ping()
+                await asyncio.sleep(LOOK_SECONDS)
+            except StoreUnavailable:
+                await asyncio.sleep(delay * self._rng.uniform(0.5, 1.0))
+                delay = min(delay * 2, RETRY_SECONDS[1])
+
+    async def _reopen(self) -> None:
+        self._lost()
+        waiting = self._dispatcher.withdraw()
+        for row in waiting:
+            row.delay = 0.0
+        self._give_back(waiting)
+        await self._locks.open()
+        await self._relock(self._dispatcher.running)
+        self._dispatcher.pump()
+
+    async def _relock(self, running: list[HeldRow]) -> None:
+        """Lock what runs again. A row that ended meanwhile must not keep the lock that we just took for it."""
+        if not running:
+            return
+        got = set(await self._locks.relock([row.seq for row in running]))
+        ended = []
+        for row in running:
+            if row.seq in got:
+                if row.releasing:
+                    ended.append(row.seq)
+                else:
+                    row.session = self._locks.number
+                    row.key_lock = None  # lost with the session; the claim in the ledger still names us
+        if ended:
+            await self._locks.release(ended)
+
+
+async def keep_heartbeat(pulse: WorkWindow) -> None:
+    """Say that we live, every half second, until cancelled. Redis away: try again."""
+    while True:
+        try:
+            await pulse.heartbeat()
+        except StoreUnavailable:
+            pass
+        await asyncio.sleep(HEARTBEAT_EVERY_SECONDS)

@@ -1,0 +1,186 @@
+"""The worker process: reads its job, opens its stores, works until SIGTERM, drains, ends.
+
+Exit codes: 0 drained · 1 a part of ours failed (the log says which) · 2 the job or a store's settings are not usable.
+Stores that are away at the start are waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import secrets
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from rowmill.errors import InvalidInput, RowmillError, StoreUnavailable
+from rowmill.identity import RunIdentity
+from rowmill.ledger import Ledger, RunRecord
+from rowmill.spec import BatchJob, load_manifest_file
+from rowmill.telemetry.logging import Logger, configure_logging
+from rowmill.telemetry.metrics import WorkerMetrics
+from rowmill.window import Window
+from rowmill_worker.events import Events
+from rowmill_worker.executors.protocol import Executor
+from rowmill_worker.health import serve_health
+from rowmill_worker.job import executor_of, identity_of, request_id, worker_job
+from rowmill_worker.worker import Worker
+
+T = TypeVar("T")
+
+RETRY_SECONDS = (0.2, 5.0)
+CONNECTIONS = 2
+"""To Postgres, besides the lock session: one for commits, one for everything else."""
+
+
+def _nothing(stage: str, seqs: Sequence[int]) -> None:
+    """Stages are told to nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How a worker is started. `name` is the pod's or the process's; an incarnation is added to it. `http_port` 0 takes
+    a free one. `secrets_base` is where relative secret files are found."""
+
+    manifest: Path
+    installation: str
+    name: str
+    redis_url: str = field(repr=False)
+    postgres_dsn: str = field(repr=False)
+    http_host: str = "127.0.0.1"
+    http_port: int = 0
+    log_level: str = "info"
+    executor: Callable[[BatchJob, RunRecord], Executor] | None = None
+    reached: Callable[[str, Sequence[int]], None] = _nothing
+
+
+def main(settings: WorkerSettings) -> int:
+    """Run one worker to its end; returns the exit code."""
+    log, _ = configure_logging(level=settings.log_level, worker=settings.name)
+    try:
+        return uvloop.run(_main(settings, log))
+    except InvalidInput as error:
+        for line in error.lines():
+            log.error("the job cannot be run", reason=line)
+            print(line, file=sys.stderr)  # noqa: T201 - the last line is what a person is shown
+        return 2
+    except RowmillError as error:
+        log.error("the worker cannot run", reason=str(error))
+        return 2
+
+
+async def _main(settings: WorkerSettings, log: Logger) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    job = load_manifest_file(settings.manifest)
+    identity = identity_of(job, installation=settings.installation)
+    log = log.bind(job=str(identity))
+    ledger = await _patiently(
+        lambda: Ledger.connect(settings.postgres_dsn, application_name="rowmill worker", connections=CONNECTIONS),
+        stop=stop,
+        log=log,
+    )
+    window = await _patiently(lambda: Window.connect(settings.redis_url), stop=stop, log=log)
+    if ledger is None or window is None:
+        return 0
+    try:
+        record = await _patiently(lambda: _run_record(ledger, identity), stop=stop, log=log)
+        return 0 if record is None else await _work(settings, job, record, ledger, window, stop, log)
+    finally:
+        await window.close()
+        await ledger.close()
+
+
+async def _run_record(ledger: Ledger, identity: RunIdentity) -> RunRecord:
+    record = await ledger.find_run(identity)
+    if record is None:
+        raise StoreUnavailable("the run is not in the ledger yet; the engine makes it")
+    return record
+
+
+async def _work(
+    settings: WorkerSettings,
+    job: BatchJob,
+    record: RunRecord,
+    ledger: Ledger,
+    window: Window,
+    stop: asyncio.Event,
+    log: Logger,
+) -> int:
+    registry = CollectorRegistry()
+    metrics = WorkerMetrics(registry)
+    executor = (
+        settings.executor(job, record)
+        if settings.executor
+        else executor_of(job, record.identity, environ=os.environ, base=settings.manifest.parent)
+    )
+    await executor.open()
+    rng = random.Random(secrets.randbits(64))
+    consumer = f"{settings.name}-{secrets.token_hex(4)}"
+    resolved = worker_job(job, record.identity, environ=os.environ)
+    worker = Worker(
+        record=record,
+        job=resolved,
+        consumer=consumer,
+        ledger=ledger,
+        window=window,
+        executor=executor,
+        events=Events(
+            metrics=metrics,
+            log=log,
+            request_id=lambda row: request_id(record.identity, row),
+            now=asyncio.get_running_loop().time,
+        ),
+        rng=rng,
+        reached=settings.reached,
+    )
+    metrics.watch(
+        slots_max=lambda: worker.gate.limit,
+        slots_available=lambda: worker.gate.available,
+        slots_waiting=lambda: worker.waiting,
+        in_flight=lambda: worker.running,
+        sessions_active=lambda: executor.active_sessions,
+        locks_held=lambda: worker.locks_held,
+    )
+    try:
+        async with serve_health(
+            host=settings.http_host,
+            port=settings.http_port,
+            registry=registry,
+            not_ready=worker.not_ready,
+            numbers=worker.numbers,
+        ) as port:
+            log.info("working", consumer=consumer, slots=resolved.concurrency, http_port=port)
+            await worker.run(stop, grace=resolved.rules.timeout + 5)
+            log.info("drained")
+            return 0
+    except Exception:
+        log.exception("a part of this worker failed; its rows are taken over by others")
+        return 1
+    finally:
+        await executor.close()
+
+
+async def _patiently(attempt: Callable[[], Awaitable[T]], *, stop: asyncio.Event, log: Logger) -> T | None:
+    """Try until it works; None when told to stop before."""
+    delay = RETRY_SECONDS[0]
+    while not stop.is_set():
+        try:
+            return await attempt()
+        except StoreUnavailable as error:
+            log.warning("waiting", reason=str(error))
+        try:
+            async with asyncio.timeout(delay):
+                await stop.wait()
+        except TimeoutError:
+            delay = min(delay * 2, RETRY_SECONDS[1])
+    return None

@@ -1,0 +1,51 @@
+"""How many rows to read ahead: enough to keep the slots busy over a read and a claim, never more than can soon run."""
+
+from __future__ import annotations
+
+MAX_ROWS = 2000
+MAX_BYTES = 64 * 1024 * 1024
+AHEAD_SECONDS = 0.25
+
+
+def rows_to_read(
+    *, concurrency: int, rows_per_second: float, waiting: int, held: int, held_bytes: int, shards: int
+) -> int:
+    """Rows to ask for now; 0 when enough are at hand.
+
+    Slow rows: as many waiting as there are slots. Fast rows: what runs in a quarter of a second. Bounded in rows
+    and, by the mean size of what is held, in bytes.
+    """
+    target = min(MAX_ROWS, max(concurrency, int(rows_per_second * AHEAD_SECONDS)))
+    room = target - waiting
+    # Rows that only wait to be committed or released must not pile up either (a ledger that is away).
+    room = min(room, target + concurrency + MAX_ROWS - held)
+    if held_bytes >= MAX_BYTES:
+        return 0
+    if held:
+        mean = max(1, held_bytes // held)
+        room = min(room, max(shards, (MAX_BYTES - held_bytes) // mean))
+    # A read of one row a shard costs as much as one of fifty: wait until it is worth it.
+    return room if room >= max(1, target // 4) else 0
+
+
+class Rate:
+    """Rows a second, smoothed over about a second; fed in blocks."""
+
+    def __init__(self) -> None:
+        self._value = 0.0
+        self._count = 0
+        self._since: float | None = None
+
+    def add(self, rows: int, now: float) -> None:
+        if self._since is None:
+            self._since = now
+        self._count += rows
+        elapsed = now - self._since
+        if elapsed >= 0.1:
+            weight = min(1.0, elapsed / 1.0)
+            self._value += (self._count / elapsed - self._value) * max(weight, 0.3)
+            self._count, self._since = 0, now
+
+    @property
+    def value(self) -> float:
+        return self._value

@@ -1,0 +1,302 @@
+"""One worker: its parts, how they are wired, how it starts and how it stops.
+
+    window → reader → claimer → dispatcher → executor → committer → releaser → window
+                         (locks, ledger)                 (ledger)    (locks)
+
+States: starting (stores, lock session, executor) → working → draining → gone. Draining stops reading, hands back what
+waits, lets what runs finish, commits it, unlocks it, acknowledges it, and forgets the consumer. A worker that is killed
+instead leaves its rows pending and its locks free: the sweeper of another gives them to everybody.
+
+A part that ends by an error of our own ends the worker at once (exit code 1): rows that might be stuck in it are
+orphans then, which is a state that heals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rowmill.errors import StoreUnavailable
+from rowmill.ledger import Ledger, RunRecord
+from rowmill.outcome import Outcome
+from rowmill.row import Entry
+from rowmill.window import Delivery, EpochOver, Window, WorkWindow
+from rowmill_worker.claimer import Admission, Claimer, DedupeRule, RowReader
+from rowmill_worker.committer import Committer
+from rowmill_worker.dispatcher import CallRules, Dispatcher, Ends
+from rowmill_worker.events import Events
+from rowmill_worker.executors.protocol import Executor
+from rowmill_worker.gate import Gate
+from rowmill_worker.held import HeldRow, HeldRows
+from rowmill_worker.keeper import SessionKeeper, keep_heartbeat
+from rowmill_worker.outcomes import failed
+from rowmill_worker.prefetch import Rate
+from rowmill_worker.reader import Reader
+from rowmill_worker.release import Releaser
+from rowmill_worker.sweeper import Sweeper
+
+BACKLOG_MAX = 5000
+"""Outcomes waiting to be written, past which no row is started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a worker needs of the manifest, resolved. `keep_keys_seconds` is `dedupe.ttlSeconds`."""
+
+    concurrency: int
+    rules: CallRules
+    rows: RowReader
+    dedupe: DedupeRule | None = None
+    keep_keys_seconds: float = 0.0
+
+
+def _nothing(stage: str, seqs: Sequence[int]) -> None:
+    """Stages are told to nobody."""
+
+
+class Worker:
+    """`reached` is told of every stage that rows pass (claimed, committed, unlocked, finished): tests stop a worker
+    exactly there."""
+
+    def __init__(
+        self,
+        *,
+        record: RunRecord,
+        job: Job,
+        consumer: str,
+        ledger: Ledger,
+        window: Window,
+        executor: Executor,
+        events: Events,
+        rng: random.Random,
+        now: Callable[[], float] = time.monotonic,
+        reached: Callable[[str, Sequence[int]], None] = _nothing,
+    ) -> None:
+        self.gate = Gate(job.concurrency)
+        self.held = HeldRows()
+        self.executor = executor
+        self._record = record
+        self._job = job
+        self._consumer = consumer
+        self._window = window
+        self._events = events
+        self._now = now
+        self._reached = reached
+        self._rate = Rate()
+        self._locks = ledger.lock_session(record, consumer=consumer)
+        self._work = ledger.work(record, worker=consumer)
+        self._failure: BaseException | None = None
+        self._stop = asyncio.Event()
+        self._releaser = Releaser(
+            locks=self._locks,
+            work=self._work,
+            held=self.held,
+            window=self._current_window,
+            reached=reached,
+            released=self._released,
+        )
+        self._committer = Committer(
+            work=self._work,
+            keep_keys_seconds=job.keep_keys_seconds,
+            committed=self._committed,
+            refused=events.refused,
+            measured=events.group_committed,
+            rng=rng,
+        )
+        self._dispatcher = Dispatcher(
+            gate=self.gate,
+            executor=executor,
+            rules=job.rules,
+            ends=Ends(
+                commit=self._committer.add,
+                put_back=self._releaser.add,
+                retried=events.retried,
+                attempt_failed=events.attempt_failed,
+                handed_back=events.handed_back,
+                bug=events.bug,
+                broken=self._break,
+            ),
+            locks=self._locks,
+            window=self._current_window,
+            may_start=self._may_start,
+            now=now,
+            rng=rng,
+        )
+        self._reader = Reader(
+            work=self._work,
+            open_window=self._open_window,
+            locks=self._locks,
+            held=self.held,
+            claimer=Claimer(
+                locks=self._locks, work=self._work, held=self.held, reader=job.rows, dedupe=job.dedupe, rng=rng
+            ),
+            pipeline=self,
+            concurrency=lambda: self.gate.limit,
+            rate=self._rate,
+            room=self._dispatcher.taken,
+            now=now,
+            rng=rng,
+        )
+        self._keeper = SessionKeeper(
+            locks=self._locks,
+            dispatcher=self._dispatcher,
+            give_back=self._releaser.add,
+            lost=events.session_lost,
+            now=now,
+            rng=rng,
+        )
+        self._sweeper = Sweeper(
+            run=record.id,
+            locks=self._locks,
+            work=self._work,
+            window=self._current_window,
+            convict=self._convict,
+            swept=events.swept,
+            generation=lambda: self._reader.generation,
+            rng=rng,
+        )
+
+    # What the parts tell each other.
+
+    def _open_window(self, epoch: int) -> WorkWindow:
+        record = self._record
+        return self._window.work(token=record.token, shards=record.shards, epoch=epoch, consumer=self._consumer)
+
+    def _current_window(self) -> WorkWindow | None:
+        return self._reader.window
+
+    def _may_start(self) -> bool:
+        return self._locks.is_open and len(self._committer) < BACKLOG_MAX and self._committer.away is None
+
+    @property
+    def waiting(self) -> int:
+        return self._dispatcher.waiting
+
+    def was_read(self, rows: Sequence[Delivery]) -> None:
+        again = sum(1 for row in rows if row.deaths >= 0 or row.attempts)
+        self._events.was_read(len(rows) - again, again)
+
+    def admitted(self, admission: Admission) -> None:
+        self._reached("claimed", [row.seq for row in admission.ready])
+        if admission.release:
+            self._releaser.add(admission.release)
+        for row in admission.decided:
+            self._committer.add(row)
+        self._dispatcher.offer(admission.ready)
+
+    def give_back(self, rows: Sequence[HeldRow]) -> None:
+        self._releaser.add(rows)
+
+    def store_away(self, error: StoreUnavailable) -> None:
+        self._events.store_away(error)
+
+    def _committed(self, rows: Sequence[HeldRow]) -> None:
+        self._reached("committed", [row.seq for row in rows])
+        self._rate.add(len(rows), self._now())
+        self._events.committed(rows)
+        self._releaser.add(rows)
+        self._dispatcher.pump()
+
+    def _released(self, rows: Sequence[HeldRow]) -> None:
+        self._dispatcher.taken.set()
+
+    def _convict(self, shard: int, entry: Entry) -> Outcome:
+        """The outcome of a row that ran alone in a worker when that died."""
+        row = HeldRow(entry.seq, shard, entry.payload, 1, 2, self._reader.generation, 0)
+        with contextlib.suppress(ValueError):
+            self._job.rows.read(row)
+        return failed(
+            row,
+            "PoisonRow",
+            "three workers died while they ran this row, the last one with nothing beside it; it is not tried again. "
+            "Look at the workers' last log lines (out of memory? a crash in a native library?) and at the row itself",
+        )
+
+    def _break(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._stop.set()
+
+    # Its life.
+
+    def not_ready(self) -> str | None:
+        """What is missing until rows can be executed, or None."""
+        if not self._locks.is_open:
+            return "no lock session in Postgres"
+        if self._committer.away is not None:
+            return f"outcomes cannot be written: {self._committer.away}"
+        return None
+
+    def numbers(self) -> dict[str, Any]:
+        """How busy this worker is; see `rowmill_worker.health`."""
+        return {
+            "max_concurrent": self.gate.limit,
+            "available_slots": self.gate.available,
+            "processing_count": self.gate.processing,
+            "active_sessions": self.executor.active_sessions,
+            "waiting": self._dispatcher.waiting,
+        }
+
+    @property
+    def running(self) -> int:
+        return len(self._dispatcher.running)
+
+    @property
+    def locks_held(self) -> int:
+        number = self._locks.number
+        return sum(1 for row in self.held.all() if row.session == number)
+
+    async def run(self, stop: asyncio.Event, *, grace: float) -> None:
+        """Work until `stop` is set, then drain; what runs gets `grace` seconds. Raises what broke a part."""
+        pulse = self._open_window(0)
+        background = [
+            self._guarded("keeper", self._keeper.run()),
+            self._guarded("heartbeat", keep_heartbeat(pulse)),
+            self._guarded("watch", self._dispatcher.watch()),
+            self._guarded("sweeper", self._sweeper.run()),
+        ]
+        committing = self._guarded("committer", self._committer.run())
+        releasing = self._guarded("releaser", self._releaser.run())
+        reading = self._guarded("reader", self._reader.run())
+        waiters = [asyncio.create_task(stop.wait()), asyncio.create_task(self._stop.wait())]
+        try:
+            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure is None:
+                self._reader.stop()
+                await reading
+                await self._dispatcher.drain(grace=grace)
+                self._committer.close()
+                await committing
+                self._releaser.close()
+                await releasing
+                await self._leave(pulse)
+        finally:
+            everything = [*waiters, *background, committing, releasing, reading]
+            for task in everything:
+                task.cancel()
+            await asyncio.gather(*everything, return_exceptions=True)
+            await self._locks.close()
+        if self._failure is not None:
+            raise self._failure
+
+    def _guarded(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A part of ours as a task; its failure is the worker's."""
+        task = asyncio.create_task(work, name=name)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._break(error)
+
+        task.add_done_callback(ended)
+        return task
+
+    async def _leave(self, pulse: WorkWindow) -> None:
+        window = self._current_window()
+        with contextlib.suppress(StoreUnavailable, EpochOver):
+            if window is not None:
+                await window.leave()
+            await pulse.stop_heartbeat()
