@@ -1,0 +1,53 @@
+"""A worker in a process of its own that dies by SIGKILL exactly where a test wants it to.
+
+    python -m tests.support.worker_process --job FILE --name NAME [--die-at committed --after 3]
+
+dies when the third block of rows has passed that stage (claimed, committed, unlocked, finished): after a commit and
+before the unlock, say. The stores come from ROWMILL_REDIS_URL and ROWMILL_POSTGRES_DSN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rowmill_worker.main import WorkerSettings, main
+
+
+def dies_at(stage: str | None, after: int) -> Callable[[str, Sequence[int]], None]:
+    """What is told of every stage, and kills this process at the `after`th block that reaches `stage`."""
+    seen: Counter[str] = Counter()
+
+    def reached(at: str, seqs: Sequence[int]) -> None:
+        if seqs:
+            seen[at] += 1
+            if at == stage and seen[at] == after:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    return reached
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--job", type=Path, required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--die-at")
+    parser.add_argument("--after", type=int, default=1)
+    options = parser.parse_args()
+    sys.exit(
+        main(
+            WorkerSettings(
+                manifest=options.job,
+                installation="test",
+                name=options.name,
+                redis_url=os.environ["ROWMILL_REDIS_URL"],
+                postgres_dsn=os.environ["ROWMILL_POSTGRES_DSN"],
+                reached=dies_at(options.die_at, options.after),
+            )
+        )
+    )
