@@ -24,6 +24,15 @@ lint: install  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+test: lint  ## everything that CI runs: style, types, layers, then the whole suite on real servers
+	$(BIN)/pytest
+
+unit: install  ## the fast tests alone
+	$(BIN)/pytest tests/unit tests/model
+
+proofs: install  ## whole runs on real parts, with everything killed that can be
+	$(BIN)/pytest tests/proofs
+
 lock: install  ## pin the newest versions again (names, versions and hashes; no addresses)
 	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet uv
 	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --universal --generate-hashes \

@@ -3,9 +3,6 @@
 -- name: find_run
 select * from rowmill.runs where installation = $1 and namespace = $2 and name = $3 and run_id = $4
 
--- name: get_run
-select * from rowmill.runs where id = $1
-
 -- name: insert_run
 insert into rowmill.runs (installation, namespace, name, run_id, token, frozen, shards, row_limit)
 values ($1, $2, $3, $4, $5, $6, $7, $8)
@@ -47,12 +44,6 @@ set phase = $3, message = $4, counts = $5,
 where id = $1 and term = $2
 returning id
 
--- name: delete_run
-delete from rowmill.runs where id = $1
-
--- name: drop_outcomes
-drop table if exists {outcomes}
-
 -- name: progress
 select coalesce(sum(succeeded), 0)::bigint as succeeded,
        coalesce(sum(failed) filter (where generation = $2), 0)::bigint as failed,
@@ -70,9 +61,6 @@ group by error_class order by n desc, error_class limit 5
 select distinct seq from {outcomes}
 where seq between $2 and $3 and (generation = $1 or state in (1, 3))
 
--- name: any_outcome
-select exists (select 1 from {outcomes})
-
 -- name: count_range
 -- One pass for the gap check and the exact counts: the effective outcome of each row of a range.
 select count(*) as n,
@@ -86,9 +74,6 @@ from (
     order by seq, (state = 2), generation
 ) effective
 
--- name: outside_range
-select count(*) from {outcomes} where seq < 1 or seq > $1
-
 -- name: results_page
 -- The effective outcome of each row after $1: a success for good, else the newest failure.
 select distinct on (seq) seq, state, attempts, key, result::text as result, error_class, error_message,
@@ -99,9 +84,6 @@ order by seq, (state = 2), generation desc
 
 -- name: last_seq
 select coalesce(max(seq), 0) from {outcomes}
-
--- name: register_worker
-insert into rowmill.counters (run, generation, worker) values ($1, $2, $3) on conflict do nothing
 
 -- name: lock_rows
 -- The lock's result is selected, never filtered on: WHERE and LIMIT lock rows that they then drop.
@@ -153,6 +135,12 @@ select 1 from rowmill.runs where id = $1 and term = $2 and epoch = $3 for share
 -- name: probe_liveness
 -- True where nobody holds the consumer's liveness lock; taken shared and for the transaction only.
 select coalesce(array_agg(pg_try_advisory_xact_lock_shared(k)), '{{}}') from unnest($1::bigint[]) k
+
+-- name: capacity
+-- What the server's lock table and its clients may take in all; see rowmill.ledger.budget.
+select current_setting('max_locks_per_transaction')::int
+         * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int) as locks,
+       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int as connections
 
 -- name: try_lock
 select pg_try_advisory_lock($1)

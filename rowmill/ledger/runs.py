@@ -17,6 +17,7 @@ import asyncpg
 
 from rowmill.errors import RowmillError
 from rowmill.identity import RunIdentity
+from rowmill.ledger.budget import Capacity
 from rowmill.ledger.connect import Pool
 from rowmill.ledger.queries import statement
 from rowmill.outcome import Outcome, State
@@ -100,6 +101,11 @@ class Runs:
             row = await c.fetchrow(statement("find_run"), *identity)
         return _record(row) if row else None
 
+    async def capacity(self) -> Capacity:
+        """What this server can carry in all."""
+        async with self._pool.connection() as c:
+            return Capacity(*await c.fetchrow(statement("capacity")))
+
     async def ensure(
         self, identity: RunIdentity, *, frozen: Mapping[str, Any], shards: int, row_limit: int | None
     ) -> RunRecord:
@@ -165,10 +171,6 @@ class Runs:
             rows = await c.fetch(statement("closed_in_range", run=record.id), record.generation, first, last)
         return {r[0] for r in rows}
 
-    async def has_outcomes(self, run: int) -> bool:
-        async with self._pool.connection() as c:
-            return bool(await c.fetchval(statement("any_outcome", run=run)))
-
     async def count_range(self, record: RunRecord, first: int, last: int) -> RangeCounts:
         async with self._pool.connection() as c:
             row = await c.fetchrow(statement("count_range", run=record.id), record.generation, first, last)
@@ -198,12 +200,6 @@ class Runs:
             outcomes = [_outcome(r) for r in rows if not failed_only or r["state"] == State.FAILED]
             if outcomes:
                 yield outcomes
-
-    async def delete(self, run: int) -> None:
-        """Forget a run: its outcomes, its counters, itself. Meant for the end of its retention."""
-        async with self._pool.connection() as c, c.transaction():
-            await c.execute(statement("drop_outcomes", run=run))
-            await c.execute(statement("delete_run"), run)
 
     async def expire_claims(self) -> None:
         """Drop declared keys whose time is over, a bounded number at once."""

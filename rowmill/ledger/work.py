@@ -66,10 +66,6 @@ class Work:
             row = await c.fetchrow(statement("position_of_run"), self._run)
         return Turn(row["generation"], row["epoch"], Phase(row["phase"])) if row else None
 
-    async def register(self, generation: int) -> None:
-        async with self._pool.connection() as c:
-            await c.execute(statement("register_worker"), self._run, generation, self._worker)
-
     async def commit(
         self,
         outcomes: list[Outcome],

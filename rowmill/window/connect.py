@@ -105,11 +105,12 @@ class RedisClient:
     def __init__(self, url: str, *, connections: int = 16) -> None:
         self.where = place(url)
         try:
-            pool: Any = redis.ConnectionPool.from_url(
+            pool: Any = redis.BlockingConnectionPool.from_url(
                 url,
                 protocol=2,
                 decode_responses=False,
                 max_connections=connections,
+                timeout=CALL_TIMEOUT,  # waiting for a free connection
                 socket_timeout=CALL_TIMEOUT,
                 socket_connect_timeout=CALL_TIMEOUT,
                 socket_keepalive=True,

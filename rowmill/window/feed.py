@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from rowmill.errors import RowmillError
 from rowmill.row import Entry
 from rowmill.window.connect import RedisClient, Script
-from rowmill.window.keys import GROUP, alive_key, shard_keys
+from rowmill.window.keys import GROUP, shard_keys
 
 
 class WindowLost(RowmillError):
@@ -87,20 +87,6 @@ class FeedWindow:
         for (open_epoch, last, entries, pending, scheduled), size in zip(replies[::2], replies[1::2], strict=True):
             looks.append(ShardLook(open_epoch, last, entries, pending, scheduled, int(size or 0)))
         return looks
-
-    async def consumers_alive(self, epoch: int) -> int:
-        """Consumers of any shard whose heartbeat is fresh."""
-        names: set[bytes] = set()
-        replies = await self._client.many(
-            [("XINFO CONSUMERS", shard_keys(self._token, s, epoch).stream, GROUP) for s in range(self._shards)]
-        )
-        for reply in replies:
-            if not isinstance(reply, Exception):
-                names.update(dict(zip(c[::2], c[1::2], strict=True))[b"name"] for c in reply)
-        if not names:
-            return 0
-        found = await self._client.many([("EXISTS", alive_key(self._token, n.decode())) for n in sorted(names)])
-        return sum(1 for reply in found if reply == 1)
 
     async def close(self, epoch: int) -> None:
         """Remove the run's keys, of this epoch and of every older one."""

@@ -23,6 +23,7 @@ from prometheus_client import CollectorRegistry
 from rowmill.errors import InvalidInput, RowmillError, StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger, RunRecord
+from rowmill.ledger.budget import rows_a_worker
 from rowmill.spec import BatchJob, load_manifest_file
 from rowmill.telemetry.logging import Logger, configure_logging
 from rowmill.telemetry.metrics import WorkerMetrics
@@ -127,6 +128,7 @@ async def _work(
     rng = random.Random(secrets.randbits(64))
     consumer = f"{settings.name}-{secrets.token_hex(4)}"
     resolved = worker_job(job, record.identity, environ=os.environ)
+    capacity = await ledger.runs.capacity()
     worker = Worker(
         record=record,
         job=resolved,
@@ -140,6 +142,7 @@ async def _work(
             request_id=lambda row: request_id(record.identity, row),
             now=asyncio.get_running_loop().time,
         ),
+        budget=rows_a_worker(capacity, workers=resolved.workers, concurrency=resolved.concurrency),
         rng=rng,
         reached=settings.reached,
     )

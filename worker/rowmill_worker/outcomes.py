@@ -32,7 +32,7 @@ def succeeded(row: HeldRow, result: Any) -> Outcome:
     if len(text) > MAX_RESULT_BYTES:
         raise RowError(
             "ResultTooLarge",
-            f"the result has {len(text):,} bytes, at most {MAX_RESULT_BYTES:,} are kept: select less of the answer (result)",
+            f"the result has {len(text):,} bytes, at most {MAX_RESULT_BYTES:,} are kept: narrow `result` down",
             retryable=False,
         )
     if "\\u0000" in text and _has_nul(result):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 MAX_ROWS = 2000
+"""Rows that wait at most; the budget of locks may allow fewer."""
 MAX_BYTES = 64 * 1024 * 1024
 AHEAD_SECONDS = 0.25
 
 
 def rows_to_read(
-    *, concurrency: int, rows_per_second: float, waiting: int, held: int, held_bytes: int, shards: int
+    *, concurrency: int, rows_per_second: float, waiting: int, held: int, held_bytes: int, shards: int, budget: int
 ) -> int:
     """Rows to ask for now; 0 when enough are at hand.
 
     Slow rows: as many waiting as there are slots. Fast rows: what runs in a quarter of a second. Bounded in rows
-    and, by the mean size of what is held, in bytes.
+    and, by the mean size of what is held, in bytes; `budget` bounds all rows held, waiting or not (each is a lock).
     """
-    target = min(MAX_ROWS, max(concurrency, int(rows_per_second * AHEAD_SECONDS)))
-    room = target - waiting
-    # Rows that only wait to be committed or released must not pile up either (a ledger that is away).
-    room = min(room, target + concurrency + MAX_ROWS - held)
+    target = min(MAX_ROWS, max(concurrency, int(rows_per_second * AHEAD_SECONDS)), budget)
+    room = min(target - waiting, budget - held)
     if held_bytes >= MAX_BYTES:
         return 0
     if held:

@@ -58,6 +58,7 @@ class Reader:
         claimer: Claimer,
         pipeline: Pipeline,
         concurrency: Callable[[], int],
+        budget: int,
         rate: Rate,
         room: asyncio.Event,
         now: Callable[[], float],
@@ -70,6 +71,7 @@ class Reader:
         self._claimer = claimer
         self._pipeline = pipeline
         self._concurrency = concurrency
+        self._budget = budget
         self._rate = rate
         self._room = room
         self._now = now
@@ -129,6 +131,7 @@ class Reader:
             held=len(self._held),
             held_bytes=self._held.bytes,
             shards=window.shards,
+            budget=self._budget,
         )
         if wanted <= 0:
             await self._wait_for_room()

@@ -46,9 +46,11 @@ BACKLOG_MAX = 5000
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker needs of the manifest, resolved. `keep_keys_seconds` is `dedupe.ttlSeconds`."""
+    """What a worker needs of the manifest, resolved. `workers` is how many there may be, `keep_keys_seconds` is
+    `dedupe.ttlSeconds`."""
 
     concurrency: int
+    workers: int
     rules: CallRules
     rows: RowReader
     dedupe: DedupeRule | None = None
@@ -60,8 +62,8 @@ def _nothing(stage: str, seqs: Sequence[int]) -> None:
 
 
 class Worker:
-    """`reached` is told of every stage that rows pass (claimed, committed, unlocked, finished): tests stop a worker
-    exactly there."""
+    """`budget` bounds the rows held at once (each is an advisory lock). `reached` is told of every stage that rows pass
+    (claimed, committed, unlocked, finished): tests stop a worker exactly there."""
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class Worker:
         window: Window,
         executor: Executor,
         events: Events,
+        budget: int,
         rng: random.Random,
         now: Callable[[], float] = time.monotonic,
         reached: Callable[[str, Sequence[int]], None] = _nothing,
@@ -137,6 +140,7 @@ class Worker:
             ),
             pipeline=self,
             concurrency=lambda: self.gate.limit,
+            budget=budget,
             rate=self._rate,
             room=self._dispatcher.taken,
             now=now,

@@ -38,6 +38,9 @@ class Rules:
     failure: FailureRule | None
     deadline_seconds: float | None
     bounds: WindowBounds
+    workers_allowed: int
+    """What Postgres can carry; `capped` says so where the manifest allows more."""
+    capped: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,8 @@ class Conductor:
             elapsed=self._tools.wall() - (self._record.started_at or self._tools.wall()),
         )
         # Rows that are missing in the end are fed again: until then somebody must be there to finish what is left.
-        desired = max(self._scaler.desired(load, now=now), 1 if entries else 0)
+        wanted = max(self._scaler.desired(load, now=now), 1 if entries else 0)
+        desired = min(wanted, self._rules.workers_allowed)
         await self._tools.fleet.scale(desired)
         errors = self.status.errors
         if now >= self._errors_at:
@@ -178,7 +182,7 @@ class Conductor:
             errors = await self._tools.runs.error_counts(self._record) if counts.failed else []
         self.status = replace(
             self.status,
-            message=await self._tools.fleet.failure() or "",
+            message=await self._tools.fleet.failure() or (self._rules.capped if desired < wanted else ""),
             total=self._total,
             fed=self._state.position.seq - 1,
             queued=entries - running,

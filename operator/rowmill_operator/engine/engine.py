@@ -20,9 +20,10 @@ from pathlib import Path
 from rowmill.errors import InvalidInput, SourceChanged, StateInUse, StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import FeedPosition, Leadership, Ledger, RangeCounts, RunRecord
+from rowmill.ledger.budget import why_capped, workers_allowed
 from rowmill.row import Position
 from rowmill.sources import Source, open_source
-from rowmill.spec import BatchJob, frozen_changes, frozen_part, missing_columns
+from rowmill.spec import BatchJob, effective_concurrency, frozen_changes, frozen_part, missing_columns
 from rowmill.status import Phase, RunStatus
 from rowmill.telemetry.logging import Logger
 from rowmill.telemetry.metrics import EngineMetrics
@@ -86,12 +87,7 @@ class Engine:
                 target_seconds=spec.completion_target_seconds,
             )
         )
-        policy = spec.failure_policy
-        self._rules = Rules(
-            failure=FailureRule(policy.max_failed_percent, policy.min_processed_rows) if policy else None,
-            deadline_seconds=spec.active_deadline_seconds,
-            bounds=bounds or WindowBounds(),
-        )
+        self._bounds = bounds or WindowBounds()
         self._status = RunStatus()
         self._source: Source | None = None
 
@@ -217,6 +213,7 @@ class Engine:
             record, state = await self._begin_epoch(record, window, generation=generation, first=1)
         elif record.phase is not Phase.RUNNING:
             await self._ledger.runs.save_phase(record, Phase.RUNNING)
+        rules = await self._rules()
         while True:
             conductor = Conductor(
                 record=record,
@@ -224,7 +221,7 @@ class Engine:
                 state=state,
                 skip_closed=record.epoch > 1 or record.generation > 0,
                 leadership=leadership,
-                rules=self._rules,
+                rules=rules,
                 tools=self._tools(window),
                 scaler=self._scaler,
                 meter=self._meter,
@@ -241,6 +238,20 @@ class Engine:
                 return await self._end(record, window, verdict)
             else:
                 return self._status
+
+    async def _rules(self) -> Rules:
+        """What the manifest says, within what the ledger's server can carry."""
+        spec = self._job.spec
+        policy = spec.failure_policy
+        capacity = await self._ledger.runs.capacity()
+        allowed = workers_allowed(capacity, concurrency=effective_concurrency(spec, {}))
+        return Rules(
+            failure=FailureRule(policy.max_failed_percent, policy.min_processed_rows) if policy else None,
+            deadline_seconds=spec.active_deadline_seconds,
+            bounds=self._bounds,
+            workers_allowed=allowed,
+            capped=why_capped(capacity, allowed=allowed, wanted=spec.workers.max_replicas),
+        )
 
     def _tools(self, window: FeedWindow) -> Tools:
         return Tools(
@@ -315,6 +326,7 @@ class Engine:
             known = self._status.total
             counts = (await take_census(self._ledger.runs, record, total=known)).counts if known else None
         await self._ledger.runs.save_phase(record, verdict.phase, verdict.message, counts)
+        await self._ledger.runs.expire_claims()
         await window.close(record.epoch)
         await self._fleet.scale(0)
         total = self._status.total if record.total is None else record.total

@@ -14,7 +14,7 @@ class RateMeter:
         self._points: deque[tuple[float, int]] = deque()
 
     def add(self, done: int, *, now: float) -> None:
-        """`done` rows have an outcome at `now` (monotonic seconds). A count that fell (a new generation) begins anew."""
+        """`done` rows have an outcome at `now` (monotonic seconds). A lower count (a new generation) begins anew."""
         if self._points and done < self._points[-1][1]:
             self._points.clear()
         self._points.append((now, done))

@@ -1,0 +1,78 @@
+"""`rowmill results`: the recorded outcomes of the last run of a state folder."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rowmill.identity import RunIdentity
+
+
+@click.command(short_help="Print what came of each row.")
+@click.option(
+    "--state",
+    "folder",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="The state folder of the run, as `rowmill run` printed it.",
+)
+@click.option("--failed", is_flag=True, help="Only the rows that failed.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Write them to a file (.jsonl, .csv or .parquet) instead of printing them as JSONL.",
+)
+def results(folder: Path, failed: bool, output: Path | None) -> int:
+    """Print what came of each row, one JSON object a line, in the order of the source.
+
+    Works for a finished run and for an interrupted one (then it prints what there is so far), not while a command works
+    on the same state folder.
+    """
+    from rowmill_cli.interrupts import Interrupts
+    from rowmill_cli.local.runner import kept_log, servers_of
+    from rowmill_cli.local.state import State
+
+    with Interrupts() as interrupts, State.hold(folder, create=False) as state, kept_log(state):
+        identity = state.last_run().identity
+        with servers_of(state, os.environ, interrupts, _say, needs_redis=False) as endpoints:
+            count = asyncio.run(_write(endpoints.postgres_dsn, identity, failed=failed, output=output))
+    if not count:
+        _say(f"{identity}: no row has {'failed' if failed else 'an outcome yet'}")
+    return 0
+
+
+async def _write(dsn: str, identity: RunIdentity, *, failed: bool, output: Path | None) -> int:
+    from rowmill.ledger import Ledger
+    from rowmill_cli.export import export, json_line
+    from rowmill_cli.local.runner import APPLICATION_NAME
+
+    ledger = await Ledger.connect(dsn, application_name=APPLICATION_NAME)
+    try:
+        await ledger.migrate()
+        record = await ledger.find_run(identity)
+        if record is None:
+            return 0
+        pages = ledger.results(record, failed_only=failed)
+        if output is not None:
+            return await export(pages, output)
+        count = 0
+        async for page in pages:
+            text = "".join([json_line(outcome) + "\n" for outcome in page])
+            sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+            count += len(page)
+        sys.stdout.flush()
+        return count
+    finally:
+        await ledger.close()
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)

@@ -1,0 +1,226 @@
+"""One run on this machine, from a held state folder to exported results.
+
+Order of the ends, whatever happens: engine, workers (they drain), stores' clients, servers, lock. Interrupts in that
+time: the first asks the engine to stop and lets rows in flight finish; the second kills workers, so that rows in
+flight run again later; what is recorded is never touched. Kill everything, and the next command with the same state
+folder goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rowmill.errors import RowmillError
+from rowmill.identity import RunIdentity
+from rowmill.ledger import Ledger
+from rowmill.outcome import State as Outcome
+from rowmill.spec.job import BatchJob
+from rowmill.status import Phase, RunStatus
+from rowmill.telemetry.logging import Logger, configure_logging
+from rowmill.window import Window
+from rowmill_cli.errors import InternalError
+from rowmill_cli.export import export
+from rowmill_cli.interrupts import Interrupts
+from rowmill_cli.local.files import open_log
+from rowmill_cli.local.fleet import ProcessFleet, end_left_behind
+from rowmill_cli.local.servers import Endpoints, LocalServers
+from rowmill_cli.local.state import State
+from rowmill_cli.progress import ProgressSink
+from rowmill_operator.engine.engine import Engine
+
+APPLICATION_NAME = "rowmill-cli"
+DRAIN_MARGIN_SECONDS = 10.0
+"""What a worker may take to drain, over the time that its slowest row may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended: `results` were written where it is not None."""
+
+    status: RunStatus
+    interrupted: bool
+    results: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Runs `job` with local workers. `base` is the folder from which the manifest's relative paths count, `results`
+    where outcomes go, `columns` and `include` what of them; `say` tells a person something between progress and
+    report.
+    """
+
+    state: State
+    job: BatchJob
+    identity: RunIdentity
+    base: Path
+    results: Path
+    columns: tuple[str, ...]
+    include: tuple[Outcome, ...]
+    timeout_seconds: float
+    environ: Mapping[str, str]
+    sink: ProgressSink
+    interrupts: Interrupts
+    say: Callable[[str], object]
+    log: Logger
+
+    def run(self) -> Ended:
+        """Run it to its end, or until interrupted. Raises RowmillError where a person can mend it."""
+        with servers_of(self.state, self.environ, self.interrupts, self.say) as endpoints:
+            return asyncio.run(self._run(endpoints))
+
+    async def _run(self, endpoints: Endpoints) -> Ended:
+        loop = asyncio.get_running_loop()
+        stop, hurry = asyncio.Event(), asyncio.Event()
+
+        def interrupted(count: int) -> None:
+            loop.call_soon_threadsafe((stop if count == 1 else hurry).set)
+
+        with self.interrupts.told(interrupted):
+            async with contextlib.AsyncExitStack() as ends:
+                ledger = await Ledger.connect(endpoints.postgres_dsn, application_name=APPLICATION_NAME)
+                ends.push_async_callback(ledger.close)
+                await ledger.migrate()
+                window = await Window.connect(endpoints.redis_url)
+                ends.push_async_callback(window.close)
+                status = await self._drive(ledger, window, endpoints, stop, hurry)
+                if stop.is_set() and status.phase not in (Phase.COMPLETE, Phase.FAILED):
+                    return Ended(status, interrupted=True, results=None)
+                done = await self._export(ledger)
+                return Ended(status, interrupted=not done, results=self.results if done else None)
+
+    async def _drive(
+        self, ledger: Ledger, window: Window, endpoints: Endpoints, stop: asyncio.Event, hurry: asyncio.Event
+    ) -> RunStatus:
+        fleet = ProcessFleet(
+            job_file=self.state.job_file,
+            base=self.base,
+            installation=self.identity.installation,
+            endpoints=endpoints,
+            logs=self.state.logs,
+            records_file=self.state.workers_file,
+            environ=self.environ,
+            grace_seconds=self.timeout_seconds + DRAIN_MARGIN_SECONDS,
+        )
+        engine = Engine(
+            job=self.job,
+            identity=self.identity,
+            ledger=ledger,
+            window=window,
+            fleet=fleet,
+            sink=self.sink,
+            base=self.base,
+            cache=self.state.cache,
+            log=self.log,
+        )
+        watchers = [
+            asyncio.create_task(self._on_stop(stop, fleet)),
+            asyncio.create_task(self._on_hurry(hurry)),
+        ]
+        driving = asyncio.create_task(engine.run(stop=stop))
+        watchers += [
+            asyncio.create_task(_cancel_on(hurry, driving)),
+            asyncio.create_task(_cancel_on(fleet.refused, driving)),
+        ]
+        try:
+            with self.sink:
+                try:
+                    status = await driving
+                except asyncio.CancelledError:
+                    if not hurry.is_set() and not fleet.refused.is_set():
+                        raise
+                    status = self.sink.last
+                finally:
+                    await fleet.close(hurry=hurry)
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+        if fleet.refused.is_set() and not stop.is_set():
+            raise RowmillError(await fleet.failure() or "workers refuse the job")
+        return status
+
+    async def _export(self, ledger: Ledger) -> bool:
+        """Write the results; False where an interrupt came first."""
+        record = await ledger.find_run(self.identity)
+        if record is None:
+            raise RowmillError(f"the ledger does not know the run {self.identity}: was its database emptied meanwhile?")
+        work = asyncio.create_task(
+            export(ledger.results(record), self.results, columns=self.columns, include=self.include)
+        )
+        loop = asyncio.get_running_loop()
+        with self.interrupts.told(lambda count: void(loop.call_soon_threadsafe(work.cancel))):
+            try:
+                await work
+            except asyncio.CancelledError:
+                return False
+        return True
+
+    async def _on_stop(self, stop: asyncio.Event, fleet: ProcessFleet) -> None:
+        await stop.wait()
+        fleet.stop()
+        self.say("stopping: rows in flight may finish; Ctrl-C again cuts them off")
+
+    async def _on_hurry(self, hurry: asyncio.Event) -> None:
+        await hurry.wait()
+        self.say("cutting off the rows in flight: they run again when the run goes on")
+
+
+@contextlib.contextmanager
+def servers_of(
+    state: State,
+    environ: Mapping[str, str],
+    interrupts: Interrupts,
+    say: Callable[[str], object],
+    *,
+    needs_redis: bool = True,
+) -> Iterator[Endpoints]:
+    """The stores of a held state folder, after what a killed command left behind in it has been ended."""
+    if state.workers_file.exists():
+        with contextlib.suppress(FileNotFoundError):
+            left = end_left_behind(state.workers_file)
+            if left:
+                say(f"ended {left} worker(s) that an interrupted command had left behind")
+    servers = LocalServers(state.servers, environ=environ, needs_redis=needs_redis)
+    with contextlib.ExitStack() as ends:
+        ends.callback(lambda: _stop_shielded(servers, interrupts))
+        yield servers.__enter__()
+
+
+@contextlib.contextmanager
+def kept_log(state: State) -> Iterator[Logger]:
+    """Send this process's log to the state folder, and with it the traceback of whatever nobody foresaw."""
+    path = state.logs / "rowmill.log"
+    with open_log(path) as raw, open(raw.fileno(), "w", encoding="utf-8", closefd=False, buffering=1) as stream:
+        log, _ = configure_logging(stream=stream, json=True)
+        try:
+            yield log
+        except (RowmillError, KeyboardInterrupt, BrokenPipeError):
+            raise
+        except Exception as error:
+            stream.write(traceback.format_exc())
+            raise InternalError(path) from error
+
+
+def _stop_shielded(servers: LocalServers, interrupts: Interrupts) -> None:
+    with interrupts.noted():
+        servers.stop()
+
+
+async def _cancel_on(event: asyncio.Event, task: asyncio.Task[Any]) -> None:
+    await event.wait()
+    task.cancel()
+
+
+def void(value: object) -> None:
+    """Drop a value, where a callback must return nothing."""
+
+
+def inherited_environment() -> dict[str, str]:
+    """What workers see: our own environment, which is where a manifest's secrets may be."""
+    return dict(os.environ)

@@ -1,0 +1,56 @@
+"""Fixtures that every test may use. Servers are real; see `tests/support/servers.py`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rowmill_cli.local.servers import POSTGRES_DSN_VARIABLE, REDIS_URL_VARIABLE, Endpoints, LocalServers
+from tests.support.servers import PrivateServers, empty_redis, fresh_database, redis_is_empty
+
+
+@pytest.fixture(scope="session")
+def shared_servers() -> Iterator[Endpoints]:
+    """The Redis and the Postgres of the whole session: the suite's own, or those that the environment names."""
+    own_redis = os.environ.get(REDIS_URL_VARIABLE)
+    if own_redis and not redis_is_empty(own_redis):
+        pytest.exit(f"{REDIS_URL_VARIABLE}: the tests empty that Redis database, and it holds keys: name another")
+    with tempfile.TemporaryDirectory(prefix="rowmill-tests-") as folder:
+        with LocalServers(Path(folder), environ=os.environ, durable_init=False) as endpoints:
+            yield endpoints
+
+
+@pytest.fixture(autouse=True)
+def _own_servers_are_for_the_fixtures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands under test see the servers only where a test says so."""
+    monkeypatch.delenv(REDIS_URL_VARIABLE, raising=False)
+    monkeypatch.delenv(POSTGRES_DSN_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def redis_url(shared_servers: Endpoints) -> Iterator[str]:
+    """A Redis with nothing in it. Others' tests ran there before: for restarts and wipes use `private_servers`."""
+    with empty_redis(shared_servers.redis_url) as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_dsn(shared_servers: Endpoints) -> Iterator[str]:
+    """A database of the test's own, with nothing in it, in a Postgres that all tests share."""
+    with fresh_database(shared_servers.postgres_dsn) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def private_servers(tmp_path: Path) -> Iterator[PrivateServers]:
+    """A Redis and a Postgres for this test alone, started; it may kill, wipe and restore them."""
+    servers = PrivateServers(tmp_path)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        servers.stop()

@@ -1,0 +1,43 @@
+"""Which executor a manifest asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rowmill.errors import InvalidInput
+from rowmill.spec.job import Simulate, Spec
+from rowmill_worker.executors.http import HttpExecutor
+from rowmill_worker.executors.protocol import Executor
+from rowmill_worker.executors.secrets import SecretReader
+from rowmill_worker.executors.simulate import HttpPreview, SimulateExecutor
+
+
+def build_executor(
+    spec: Spec,
+    *,
+    job: Mapping[str, Any],
+    run: str,
+    environ: Mapping[str, str],
+    base: Path | None = None,
+    where: str = "",
+) -> Executor:
+    """The executor of `spec`, not yet open; in mode Simulate one that sends nothing.
+
+    `job` is what templates find under that name; `run` names the run, for what a simulation draws; `environ` and
+    `base` (the folder of the manifest) are where secrets are looked up; `where` names the manifest in messages.
+    Raises InvalidInput for a kind that this build does not have.
+    """
+    http = spec.executor.http
+    if http is None:
+        kind = spec.executor.kind
+        raise InvalidInput.one(
+            where, f"spec.executor.{kind}", f"executor {kind} is not available in this build; take http"
+        )
+    if spec.mode == "Simulate":
+        return SimulateExecutor(
+            simulate=spec.simulate or Simulate(), run=run, preview=HttpPreview(spec=http, job=job, where=where)
+        )
+    secrets = SecretReader(environ=environ, base=base, where=where)
+    return HttpExecutor(spec=http, job=job, secrets=secrets, where=where)
