@@ -24,6 +24,9 @@ lint: install  ## style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+demo: install  ## a job over 3,376 real rows, from nothing to results
+	@$(BIN)/python examples/demo/run.py
+
 test: lint  ## everything that CI runs: style, types, layers, then the whole suite on real servers
 	$(BIN)/pytest
 

@@ -16,12 +16,10 @@ from pydantic import ValidationError
 from rowmill.errors import InvalidInput
 from rowmill.identity import RunIdentity
 from rowmill.spec.job import BatchJob
+from rowmill.spec.naming import identity_of
 from rowmill.spec.source import uri_scheme
 
 INSTALLATION: Final = "local"
-SIMULATED: Final = "~simulate"
-"""Ends the run id of a simulated run: what it records is never taken for the real run's outcomes."""
-
 _SUFFIXES: Final = {"JSONL": ".jsonl", "CSV": ".csv", "Parquet": ".parquet"}
 
 
@@ -58,10 +56,9 @@ def effective(job: BatchJob, *, options: Options, retry_generation: int = 0) -> 
         raise InvalidInput.one("options", path, f"with the options given, {first['msg']}") from error
 
 
-def identity_of(job: BatchJob) -> RunIdentity:
-    """Which run an effective job is, on this machine."""
-    suffix = SIMULATED if is_simulated(job) else ""
-    return RunIdentity(INSTALLATION, job.metadata.namespace, job.metadata.name, job.spec.run_id + suffix)
+def identity_here(job: BatchJob) -> RunIdentity:
+    """Who the run is on this machine."""
+    return identity_of(job, installation=INSTALLATION)
 
 
 def is_simulated(job: BatchJob) -> bool:

@@ -54,7 +54,12 @@ for _command in (validate, run, results, retry, worker):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Prints every error as a person should read it, never a traceback."""
     try:
-        code = cli.main(args=arguments, prog_name="rowmill", standalone_mode=False)
+        # Not `cli.main`, which has endings of its own.
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        with cli.make_context("rowmill", given) as context:
+            code = cli.invoke(context)
+    except click.exceptions.Exit as ending:
+        return ending.exit_code
     except click.ClickException as error:
         error.show()
         return EXIT_INVALID
@@ -68,10 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         click.echo("rowmill: interrupted", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output (`| head`) has had enough. Nothing more is written, at exit neither.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except InternalError as error:
         return _internal(error.__cause__ or error, error.details)
     except Exception as error:

@@ -42,6 +42,7 @@ class Ledger:
         self.application_name = application_name
         self.pool = Pool(dsn, application_name=application_name, size=connections)
         self.runs = Runs(self.pool)
+        self.leadership = Leadership(dsn, application_name=application_name)
 
     @classmethod
     async def connect(cls, dsn: str, *, application_name: str = "rowmill", connections: int = 2) -> Ledger:
@@ -64,9 +65,6 @@ class Ledger:
     def results(self, record: RunRecord, *, failed_only: bool = False) -> AsyncIterator[list[Outcome]]:
         return self.runs.results(record, failed_only=failed_only)
 
-    def leadership(self, run: int) -> Leadership:
-        return Leadership(self.dsn, run=run)
-
     def work(self, record: RunRecord, *, worker: str) -> Work:
         return Work(self.pool, record=record, worker=worker)
 
@@ -74,4 +72,5 @@ class Ledger:
         return LockSession(self.dsn, run=record.id, token=record.token, consumer=consumer)
 
     async def close(self) -> None:
+        self.leadership.close()
         await self.pool.close()

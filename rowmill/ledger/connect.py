@@ -51,6 +51,7 @@ _PASSING = (
     asyncpg.QueryCanceledError,
     asyncpg.UndefinedTableError,  # nobody has migrated this database yet
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the server's goodbye came between two statements of ours
     ConnectionError,
     TimeoutError,
     OSError,
@@ -143,6 +144,17 @@ class Pool:
                 await connection.close(timeout=2)
             except (*_PASSING, asyncpg.PostgresError):
                 connection.terminate()
+
+
+class OneConnection:
+    """A pool of exactly one given connection: for calls that must share a session."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        yield self._connection
 
 
 async def check_settings(dsn: str, connection: asyncpg.Connection, *, application_name: str) -> None:

@@ -1,10 +1,13 @@
-"""Who drives a run: one engine at a time, by an advisory lock on a session of its own.
+"""Who drives a run: one engine at a time, by advisory locks on one session for all runs that a process drives.
 
-The lock only keeps engines out of each other's way; what makes a second engine harmless is the term that fences
-its writes to the ledger and the epoch that fences its appends to the window.
+The lock only keeps engines out of each other's way; what makes a second engine harmless is the term that fences its
+writes to the ledger and the epoch that fences its appends to the window. Locks are re-entrant within a session, so
+which runs this process drives already is kept here.
 """
 
 from __future__ import annotations
+
+import asyncio
 
 import asyncpg
 
@@ -15,29 +18,47 @@ from rowmill.ledger.queries import statement
 
 
 class Leadership:
-    """Held from `take` to `release`, or until the session is lost."""
+    """Every run that one process drives. When the session is lost, so is the lead of all of them."""
 
-    def __init__(self, dsn: str, *, run: int) -> None:
+    def __init__(self, dsn: str, *, application_name: str) -> None:
         self._dsn = dsn
-        self._run = run
+        self._application_name = f"{application_name} leader"
         self._connection: asyncpg.Connection | None = None
+        self._runs: set[int] = set()
+        self._turn = asyncio.Lock()
 
-    @property
-    def held(self) -> bool:
-        return self._connection is not None and not self._connection.is_closed()
+    def holds(self, run: int) -> bool:
+        """Whether the lead of `run` is ours now."""
+        return run in self._runs and self._connection is not None and not self._connection.is_closed()
 
-    async def take(self) -> None:
-        """Become the leader. Raises StateInUse when another engine is, StoreUnavailable when Postgres is away."""
-        if self.held:
-            return
-        connection = await open_connection(self._dsn, application_name=f"rowmill engine {self._run}")
-        with passing_failures(place(self._dsn)):
-            if not await connection.fetchval(statement("try_lock"), leader_key(self._run)):
-                await connection.close(timeout=2)
-                raise StateInUse(f"another engine drives run {self._run} of this ledger; only one can")
-        self._connection = connection
+    async def take(self, run: int) -> None:
+        """Take the lead. Raises StateInUse when somebody has it, StoreUnavailable when Postgres is away."""
+        async with self._turn:
+            if self._connection is None or self._connection.is_closed():
+                self._runs.clear()
+                self._connection = await open_connection(self._dsn, application_name=self._application_name)
+            with passing_failures(place(self._dsn)):
+                free = run not in self._runs and await self._connection.fetchval(statement("try_lock"), leader_key(run))
+            if not free:
+                raise StateInUse(f"another engine drives run {run} of this ledger; only one can")
+            self._runs.add(run)
 
-    async def release(self) -> None:
+    async def release(self, run: int) -> None:
+        """Give the lead up; nothing where it is not ours."""
+        async with self._turn:
+            held = self.holds(run)
+            self._runs.discard(run)
+            if held and self._connection is not None:
+                try:
+                    with passing_failures(place(self._dsn)):
+                        await self._connection.fetchval(statement("unlock"), leader_key(run))
+                except BaseException:
+                    self._connection.terminate()  # the end of the session frees it for sure
+                    raise
+
+    def close(self) -> None:
+        """End the session, and with it every lead."""
         connection, self._connection = self._connection, None
+        self._runs.clear()
         if connection is not None:
             connection.terminate()

@@ -20,7 +20,7 @@ import asyncpg
 from rowmill.errors import StoreUnavailable
 from rowmill.ledger.connect import open_connection, passing_failures, place
 from rowmill.ledger.keys import liveness_key
-from rowmill.ledger.queries import statement
+from rowmill.ledger.queries import int_array, statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +111,9 @@ class LockSession:
             connection = self._live()
             with passing_failures(self._where):
                 try:
-                    locks = await connection.fetchval(self._lock_rows, self._run, seqs)
+                    locks = await connection.fetchval(self._lock_rows, self._run, int_array(seqs))
                     ours = [seq for seq, got in zip(seqs, locks, strict=True) if got]
-                    known = await connection.fetch(self._look_up, generation, ours) if ours else []
+                    known = await connection.fetch(self._look_up, generation, int_array(ours)) if ours else []
                 except BaseException:
                     # Which of the locks were taken is unknown: only the end of the session is sure to free them.
                     self._drop()
@@ -130,7 +130,7 @@ class LockSession:
         """Take rows that run already again, after the session was lost; returns those that we got."""
         async with self._turn:
             with passing_failures(self._where):
-                locks = await self._live().fetchval(self._lock_rows, self._run, seqs)
+                locks = await self._live().fetchval(self._lock_rows, self._run, int_array(seqs))
             return [seq for seq, got in zip(seqs, locks, strict=True) if got]
 
     async def release(self, seqs: Sequence[int]) -> None:
@@ -141,7 +141,7 @@ class LockSession:
 
     async def _unlock(self, connection: asyncpg.Connection, seqs: Sequence[int]) -> None:
         try:
-            await connection.fetchval(self._unlock_rows, self._run, seqs)
+            await connection.fetchval(self._unlock_rows, self._run, int_array(seqs))
         except BaseException:
             self._drop()
             raise

@@ -87,17 +87,17 @@ select coalesce(max(seq), 0) from {outcomes}
 
 -- name: lock_rows
 -- The lock's result is selected, never filtered on: WHERE and LIMIT lock rows that they then drop.
-select coalesce(array_agg(pg_try_advisory_lock($1, s)), '{{}}') from unnest($2::int[]) s
+select coalesce(array_agg(pg_try_advisory_lock($1, s)), '{{}}') from unnest($2::text::int[]) s
 
 -- name: look_up_rows
 -- A statement of its own, after the locks are held: in one statement the snapshot would be older than the lock.
-select s as seq from unnest($2::int[]) s
+select s as seq from unnest($2::text::int[]) s
 cross join lateral (
     select 1 from {outcomes} o where o.seq = s and (o.generation = $1 or o.state in (1, 3)) limit 1
 ) known
 
 -- name: unlock_rows
-select count(*) filter (where not pg_advisory_unlock($1, s)) from unnest($2::int[]) s
+select count(*) filter (where not pg_advisory_unlock($1, s)) from unnest($2::text::int[]) s
 
 -- name: lock_keys
 select coalesce(array_agg(pg_try_advisory_lock(k)), '{{}}') from unnest($1::bigint[]) k
@@ -106,15 +106,16 @@ select coalesce(array_agg(pg_try_advisory_lock(k)), '{{}}') from unnest($1::bigi
 select count(*) filter (where not pg_advisory_unlock(k)) from unnest($1::bigint[]) k
 
 -- name: commit
+-- A text array that is null stands for one of nulls.
 with given as (
-    select * from unnest($3::int[], $4::smallint[], $5::int[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
+    select * from unnest($3::text::int[], $4::text::smallint[], $5::text::int[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
         as g (seq, state, attempts, key, result, error_class, error_message, columns, duplicate_of)
 ), inserted as (
     insert into {outcomes} (seq, generation, state, attempts, key, result, error_class, error_message, columns, duplicate_of, worker)
     select g.seq, $2, g.state, g.attempts, g.key, g.result::json, g.error_class, g.error_message, g.columns::json, g.duplicate_of, $12
     from given g
     where $2 = 0 or not exists (select 1 from {outcomes} o where o.seq = g.seq and o.state in (1, 3))
-    on conflict do nothing
+    {on_conflict}
     returning state, attempts
 ), n as (
     select count(*) filter (where state = 1) as succeeded, count(*) filter (where state = 2) as failed,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,8 @@ import asyncpg
 from rowmill.errors import RowmillError
 from rowmill.identity import RunIdentity
 from rowmill.ledger.budget import Capacity
-from rowmill.ledger.connect import Pool
+from rowmill.ledger.connect import OneConnection, Pool
+from rowmill.ledger.insert import insert_outcomes
 from rowmill.ledger.queries import statement
 from rowmill.outcome import Outcome, State
 from rowmill.row import Position
@@ -93,8 +95,14 @@ class FeedPosition:
 class Runs:
     """The engine's and the command line's view of the ledger."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool | OneConnection) -> None:
         self._pool = pool
+
+    @asynccontextmanager
+    async def in_one_session(self) -> AsyncIterator[Runs]:
+        """The same calls, all in one session for the length of the block: it breaks when the server is lost."""
+        async with self._pool.connection() as c:
+            yield Runs(OneConnection(c))
 
     async def find(self, identity: RunIdentity) -> RunRecord | None:
         async with self._pool.connection() as c:
@@ -163,7 +171,7 @@ class Runs:
         async with self._pool.connection() as c, c.transaction():
             if not await c.fetchval(statement("term_holds"), record.id, record.term, record.epoch):
                 raise Superseded(f"another engine has taken run {record.id} over; this one stops")
-            await insert_outcomes(c, record.id, record.generation, "engine", outcomes)
+            await insert_outcomes(c, record.id, record.generation, "engine", outcomes, may_be_known=True)
 
     async def closed_in_range(self, record: RunRecord, first: int, last: int) -> set[int]:
         """Rows of `first`..`last` that this generation need not run."""
@@ -205,30 +213,6 @@ class Runs:
         """Drop declared keys whose time is over, a bounded number at once."""
         async with self._pool.connection() as c:
             await c.execute(statement("expire_claims"))
-
-
-async def insert_outcomes(
-    connection: asyncpg.Connection, run: int, generation: int, worker: str, outcomes: list[Outcome]
-) -> int:
-    """One statement: outcomes in, counters up by what was really inserted. Sorted by key, so that groups never
-    deadlock. Returns how many rows were new."""
-    ordered = sorted(outcomes, key=lambda o: o.seq)
-    inserted = await connection.fetchval(
-        statement("commit", run=run),
-        run,
-        generation,
-        [o.seq for o in ordered],
-        [o.state for o in ordered],
-        [o.attempts for o in ordered],
-        [o.key for o in ordered],
-        [o.result for o in ordered],
-        [o.error_class for o in ordered],
-        [o.error_message for o in ordered],
-        [o.columns for o in ordered],
-        [o.duplicate_of for o in ordered],
-        worker,
-    )
-    return int(inserted)
 
 
 def _outcome(r: asyncpg.Record) -> Outcome:

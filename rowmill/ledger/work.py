@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import asyncpg
 
 from rowmill.ledger.connect import Pool
+from rowmill.ledger.insert import insert_outcomes
 from rowmill.ledger.keys import liveness_key
 from rowmill.ledger.queries import statement
-from rowmill.ledger.runs import RunRecord, insert_outcomes
+from rowmill.ledger.runs import RunRecord
 from rowmill.outcome import Outcome, State
 from rowmill.status import Phase
 
@@ -80,7 +81,9 @@ class Work:
             if not keys:
                 return await insert_outcomes(c, self._run, generation, worker or self._worker, outcomes)
             async with c.transaction():
-                inserted = await insert_outcomes(c, self._run, generation, worker or self._worker, outcomes)
+                inserted = await insert_outcomes(
+                    c, self._run, generation, worker or self._worker, outcomes, may_be_known=True
+                )
                 ordered = sorted(keys, key=lambda k: k.digest)
                 await c.execute(
                     statement("finish_claims"),

@@ -88,12 +88,16 @@ class ParquetReader:
         )
 
     def _group(self, opened: Any, group: int, first: int, start: int) -> Iterator[Run]:
+        end = first + self._group_rows[group]
         batches = opened.iter_batches(batch_size=self._batch_rows, row_groups=[group], use_threads=False)
         for batch in batches:
             rows = batch.num_rows
             if first + rows > start:
                 yield self._run(batch, first)
             first += rows
+        if first != end:
+            # Arrow ends early, without an error, where a file was cut off after it was opened.
+            raise self._damaged(EOFError())
 
     def _run(self, batch: Any, first: int) -> Run:
         try:

@@ -6,6 +6,7 @@ from rowmill.spec.frozen import executor_digest, frozen_changes, frozen_part
 from rowmill.spec.job import API_VERSION, KIND, BatchJob, Spec, json_schema
 from rowmill.spec.keys import BadKey, canonical_key, key_value
 from rowmill.spec.load import load_manifest, load_manifest_file, parse_job
+from rowmill.spec.naming import identity_of
 from rowmill.spec.templates import columns_used, missing_columns
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "executor_digest",
     "frozen_changes",
     "frozen_part",
+    "identity_of",
     "json_schema",
     "key_value",
     "load_manifest",

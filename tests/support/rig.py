@@ -20,7 +20,10 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +34,42 @@ from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger, RunRecord
 from rowmill.outcome import Outcome
 from rowmill_cli.export import export
-from tests.support.endpoint import RemoteEndpoint
+from tests.support.checker import History, check_history
+from tests.support.endpoint import Call, RemoteEndpoint, read_log
 
 ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.02
+IN_SOCKETS_SECONDS = 0.5
+"""How long after its caller's death the endpoint may still see a call. Nobody else has its rows before a heartbeat has
+expired, which takes three times as long."""
+
+
+async def eventually(reached: Callable[[], bool], *, within: float = 60.0, poll: float = POLL_SECONDS) -> None:
+    """Wait until `reached` says so. Raises TimeoutError."""
+    async with asyncio.timeout(within):
+        while True:
+            if reached():
+                return
+            await asyncio.sleep(poll)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Rows that passed a stage in a worker (claimed, committed, unlocked, finished), at a time in seconds."""
+
+    time: float
+    name: str
+    seqs: Sequence[int]
 
 
 class Process:
-    """A part in a process of its own; its log is a file."""
+    """A part in a process of its own; its log is a file, and so are the stages that rows passed in a worker."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
         self.process = process
         self.log = log
+        self.killed_at = 0.0
 
     @property
     def alive(self) -> bool:
@@ -52,6 +78,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL."""
         if self.alive:
+            self.killed_at = time.time()
             self.process.kill()
 
     def signal(self, number: signal.Signals) -> None:
@@ -65,12 +92,46 @@ class Process:
         """Wait for a log line whose event is this; returns its fields."""
         async with asyncio.timeout(within):
             while True:
+                alive = self.alive
                 for line in self.log.read_text().splitlines():
                     if f'"event":"{event}"' in line:
                         fields: dict[str, Any] = json.loads(line)
                         return fields
-                assert self.alive, f"{self.name} ended before it logged {event!r}:\n{self.log.read_text()[-3000:]}"
+                assert alive, f"{self.name} ended before it logged {event!r}:\n{self.log.read_text()[-3000:]}"
                 await asyncio.sleep(POLL_SECONDS)
+
+    @property
+    def stages_file(self) -> Path:
+        return self.log.with_suffix(".stages")
+
+    def stages(self) -> list[Stage]:
+        """Every stage that rows passed here, in order."""
+        if not self.stages_file.exists():
+            return []
+        lines = self.stages_file.read_bytes().split(b"\n")[:-1]
+        return [Stage(line["t"], line["stage"], line["seqs"]) for line in map(json.loads, lines)]
+
+    def unfinished(self) -> dict[int, float]:
+        """Rows that this worker has claimed and neither committed nor given back, with the time of the claim."""
+        open_rows: dict[int, float] = {}
+        for stage in self.stages():
+            for seq in stage.seqs:
+                if stage.name == "claimed":
+                    open_rows[seq] = stage.time
+                else:
+                    open_rows.pop(seq, None)
+        return open_rows
+
+    def was_running(self, calls: Sequence[Call]) -> set[int]:
+        """Rows in flight in this worker when it died: claimed, called (as the endpoint wrote down), not committed."""
+        claimed = self.unfinished()
+        last = self.died_at + IN_SOCKETS_SECONDS
+        return {int(c.row) for c in calls if c.row and claimed.get(int(c.row), last) <= c.start < last}
+
+    @property
+    def died_at(self) -> float:
+        """When it was killed, or, having killed itself, passed its last stage."""
+        return self.killed_at or self.stages()[-1].time
 
 
 class Rig:
@@ -124,11 +185,14 @@ class Rig:
         }
         self.job_file.write_text(json.dumps(manifest))
 
-    async def start_engine(self, *, window_rows: int = 20_000) -> Process:
+    async def start_engine(self, *, window_rows: int = 20_000, die_at: str | None = None, nth: int = 1) -> Process:
+        """Start an engine. `die_at` names a call on the window (open, append, close) before whose `nth` it dies."""
+        extra = ("--die-at", die_at, "--nth", str(nth)) if die_at else ()
         self.engine = await self._start(
             "engine",
             "tests.support.engine_process",
             *("--job", str(self.job_file), "--status", str(self.status_file), "--window-rows", str(window_rows)),
+            *extra,
         )
         return self.engine
 
@@ -137,13 +201,42 @@ class Rig:
         self._started += 1
         name = f"w{self._started}"
         extra = ("--die-at", die_at, "--after", str(after)) if die_at else ()
+        stages = self.folder / f"{name}-{len(self._all)}.stages"
         worker = await self._start(
-            name, "tests.support.worker_process", "--job", str(self.job_file), "--name", name, *extra
-        )
+            name, "tests.support.worker_process", "--job", str(self.job_file), "--name", name,
+            "--stages", str(stages), *extra,
+        )  # fmt: skip
         self.workers.append(worker)
-        if wait and not die_at:
+        if wait:
             await worker.logged("working")
         return worker
+
+    @asynccontextmanager
+    async def keep_workers(self, count: int) -> AsyncIterator[None]:
+        """Within the block a worker that dies is replaced at once, so that `count` live."""
+
+        stop = asyncio.Event()
+
+        async def keep_one() -> None:
+            while not stop.is_set():
+                worker = await self.start_worker(wait=False)
+                waits = {asyncio.ensure_future(worker.process.wait()), asyncio.ensure_future(stop.wait())}
+                _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                for task in pending:
+                    task.cancel()
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(count):
+                group.create_task(keep_one())
+            try:
+                yield
+            finally:
+                stop.set()
+
+    def calls(self) -> list[Call]:
+        """What the endpoint wrote down."""
+        assert self.endpoint.log is not None
+        return read_log(self.endpoint.log)
 
     async def _start(self, name: str, module: str, *arguments: str) -> Process:
         log = self.folder / f"{name}-{len(self._all)}.log"
@@ -235,6 +328,17 @@ class Rig:
             await ledger.close()
         return path
 
+    async def history(self) -> History:
+        """Source, endpoint, ledger, exported file and Redis, compared; call it when the run has ended."""
+        return await check_history(
+            source=self.source,
+            endpoint_log=self.endpoint.log,
+            postgres_dsn=self.postgres_dsn,
+            identity=self.identity,
+            export=await self.export(),
+            redis_url=self.redis_url,
+        )
+
     async def sql(self, statement: str, *args: Any) -> Any:
         """One statement behind everybody's back; `{outcomes}` is the run's table."""
         record = await self.record()
@@ -250,5 +354,3 @@ class Rig:
         async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/health") as response:
             numbers: dict[str, Any] = await response.json()
             return numbers
-
-

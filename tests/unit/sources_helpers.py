@@ -17,7 +17,7 @@ def source(
     return open_source(uri=str(path), rows=None, format=format, limit=limit, base=root, cache=root / "cache")
 
 
-def read(opened: Source, start: Position | None = None, **bounds: int) -> list[Block]:
+def read(opened: Source, start: Position | None = None, /, **bounds: int) -> list[Block]:
     return list(opened.blocks(start or Position(), **bounds))
 
 
@@ -37,7 +37,7 @@ def by_seq(blocks: list[Block], *, first: int = 1) -> dict[int, Any]:
 
 
 def rows(opened: Source, **bounds: int) -> list[Any]:
-    return list(by_seq(read(opened, **bounds)).values())
+    return list(by_seq(read(opened, None, **bounds)).values())
 
 
 def only_bad(opened: Source) -> BadRow:

@@ -11,7 +11,7 @@ import pytest
 from rowmill.errors import InvalidInput
 from rowmill.spec import frozen_changes, frozen_part
 from rowmill.spec.job import BatchJob
-from rowmill_cli.job import Options, effective, identity_of, results_path, to_text
+from rowmill_cli.job import Options, effective, identity_here, results_path, to_text
 
 BASE = Path("/jobs")
 STATE = Path("/state")
@@ -53,10 +53,10 @@ def test_what_a_run_froze_stays_as_it_was_given() -> None:
 
 
 def test_a_simulated_run_is_another_run() -> None:
-    real = identity_of(effective(job(), options=Options()))
+    real = identity_here(effective(job(), options=Options()))
     assert real == ("local", "support", "triage", "7")
-    assert identity_of(effective(job(), options=Options(dry_run=True))) != real
-    assert identity_of(job(mode="Simulate")) != real
+    assert identity_here(effective(job(), options=Options(dry_run=True))) != real
+    assert identity_here(job(mode="Simulate")) != real
 
 
 def test_results_go_to_the_option_then_the_manifest_then_the_state() -> None:

@@ -75,11 +75,11 @@ async def test_more_rows_than_connections_had_before_wait_for_none() -> None:
 
 
 async def test_a_slow_server_with_more_rows_than_slots_times_nobody_out() -> None:
-    """96 rows, 24 at a time, a timeout of twice the latency: waiting for a turn is no part of it."""
-    async with Endpoint(plan=Plan(default=Behaviour("ok", latency=0.2))) as endpoint:
+    """180 rows, 60 at a time: were they to wait for each other inside their timeout, it would run out."""
+    async with Endpoint(plan=Plan(default=Behaviour("ok", latency=0.15))) as endpoint:
         async with http_executor(endpoint.url) as executor:
-            assert await run_rows(executor, rows=96, concurrency=24, timeout=0.4) == {"Success": 96}
-        assert endpoint.stats()["max_in_flight"] <= 24
+            assert await run_rows(executor, rows=180, concurrency=60, timeout=1.0) == {"Success": 180}
+        assert endpoint.stats()["max_in_flight"] <= 60
 
 
 async def test_a_row_that_fails_closes_nobody_elses_session() -> None:

@@ -199,7 +199,7 @@ def test_a_change_while_reading_is_noticed(tmp_path: Path, suffix: str, change: 
         with path.open("ab") as out:
             out.write(b"more\n")
     elif change == "truncate":
-        os.truncate(path, path.stat().st_size // 2)
+        os.truncate(path, 16)  # what is read next looks damaged
     elif change == "touch":
         os.utime(path, (1, 1))
     elif change == "replace":

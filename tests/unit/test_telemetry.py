@@ -176,7 +176,7 @@ def test_worker_metrics_count_blocks_and_ask_gauges() -> None:
     metrics.read(302, redelivered=7)
     metrics.handed_back(4)
     metrics.orphans(5, delay=1.5)
-    metrics.row_took(0.2)
+    metrics.rows_took([0.2])
     metrics.claimed(0.003)
     metrics.committed(300, 0.004)
     busy = 1

@@ -132,6 +132,13 @@ def test_a_row_of_a_megabyte_of_small_numbers_passes() -> None:
     assert render("{{ row.x }}", x=numbers) is numbers
 
 
+@pytest.mark.parametrize("inner", ["", "{% for b in range(2) %}{% endfor %}"])
+def test_turns_of_loops_are_counted_together(inner: str) -> None:
+    assert render(f"{{% for a in range(10) %}}x{inner}{{% endfor %}}") == "x" * 10
+    with pytest.raises(TemplateError, match="loops turn more than 10,000 times"):
+        render(f"{{% for a in row.list %}}{inner}{{% endfor %}}", list=[0] * (5_000 if inner else 10_001))
+
+
 def test_loops_end_by_processor_time() -> None:
     seconds = iter(range(100))
     template = compile_value("{% for i in range(50) %}x{% endfor %}", path="p", cpu_clock=lambda: next(seconds))

@@ -17,6 +17,7 @@ from itertools import groupby
 from rowmill.errors import StoreUnavailable
 from rowmill.ledger import REFUSED, KeyEnd, Work
 from rowmill.outcome import Outcome, State
+from rowmill.tasks import set_within
 from rowmill_worker.held import HeldRow
 
 LINGER_SECONDS = 0.004
@@ -37,7 +38,6 @@ class Committer:
         refused: Callable[[HeldRow, str], None],
         measured: Callable[[int, float], None],
         rng: random.Random,
-        sleep: Callable[[float], object] = asyncio.sleep,
     ) -> None:
         self._work = work
         self._keep_keys_seconds = keep_keys_seconds
@@ -72,19 +72,12 @@ class Committer:
             self._wake.clear()
             while self._rows:
                 if len(self._rows) < GROUP_ENOUGH and not self._closing:
-                    await self._linger()
+                    await set_within(self._enough, LINGER_SECONDS)
                 group, self._rows = self._rows[:GROUP_MAX], self._rows[GROUP_MAX:]
                 self._enough.clear()
                 group.sort(key=lambda row: row.generation)
                 for _, rows in groupby(group, key=lambda row: row.generation):
                     await self._commit(list(rows))
-
-    async def _linger(self) -> None:
-        try:
-            async with asyncio.timeout(LINGER_SECONDS):
-                await self._enough.wait()
-        except TimeoutError:
-            pass
 
     async def _commit(self, rows: list[HeldRow]) -> None:
         began = time.perf_counter()

@@ -141,29 +141,29 @@ class Dispatcher:
         self.pump()
 
     async def _run_slot(self) -> None:
+        task = _this_task()
         ran = 0
         while self._ready and not self._alone and not self._draining and self._may_start():
             row = self._ready.popleft()
             self.taken.set()
-            await self._run(row)
+            await self._run(row, task)
             ran += 1
             if ran % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
     async def _run_alone(self) -> None:
+        task = _this_task()
         while self._alone and not self._draining and self._may_start():
             row = self._alone.popleft()
             self.taken.set()
-            await self._run(row)
+            await self._run(row, task)
 
-    async def _run(self, row: HeldRow) -> None:
+    async def _run(self, row: HeldRow, task: asyncio.Task[None]) -> None:
         if row.session != self._locks.number or not self._locks.is_open:
             self._put_back(row, 0.0)  # claimed by a session that is gone: it must be claimed again
             return
         if row.suspect and not await self._note_start(row):
             return
-        task = asyncio.current_task()
-        assert task is not None
         row.started = self._now()
         row.attempts += 1
         self._running[row] = task
@@ -277,3 +277,10 @@ class Dispatcher:
             for task in set(self._running.values()):
                 task.cancel()
             await self._idle.wait()
+
+
+def _this_task() -> asyncio.Task[None]:
+    """The running slot; asked once a slot, because asking costs as much as all else that a row that does nothing does."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task

@@ -46,15 +46,15 @@ class Events:
         states: Counter[State] = Counter()
         classes: Counter[str] = Counter()
         now = self._now()
+        metrics.rows_took([now - row.started for row in rows if row.started])
         sent = 0
         for row in rows:
             outcome = row.outcome
             assert outcome is not None
             states[outcome.state] += 1
-            if row.started:
-                metrics.row_took(now - row.started)
-                sent += outcome.state is State.SUCCEEDED
-            if outcome.state is State.FAILED:
+            if outcome.state is State.SUCCEEDED:
+                sent += row.started > 0
+            elif outcome.state is State.FAILED:
                 classes[outcome.error_class or "Error"] += 1
                 self._tell_failure(row, outcome.error_class or "Error", outcome.error_message or "")
         for state, count in states.items():

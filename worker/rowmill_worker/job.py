@@ -19,18 +19,9 @@ from rowmill_worker.executors.protocol import Executor
 from rowmill_worker.held import HeldRow
 from rowmill_worker.worker import Job
 
-SIMULATED = "~simulate"
-"""What is added to a run's id in mode Simulate: a dry run never counts as the real one."""
 
-
-def identity_of(job: BatchJob, *, installation: str) -> RunIdentity:
-    """The run that this manifest names in an installation."""
-    suffix = SIMULATED if job.spec.mode == "Simulate" else ""
-    return RunIdentity(installation, job.metadata.namespace, job.metadata.name, job.spec.run_id + suffix)
-
-
-def request_id(identity: RunIdentity, row: HeldRow) -> str:
-    """One attempt at one row: what logs and the endpoint share."""
+def request_id(identity: RunIdentity | str, row: HeldRow) -> str:
+    """One attempt at one row: what logs and the endpoint share. The run may be given as the text that it is shown as."""
     return f"{identity}#{row.seq}.{row.generation}.{row.attempts}"
 
 
@@ -50,6 +41,7 @@ def worker_job(job: BatchJob, identity: RunIdentity, *, environ: Mapping[str, st
     """The manifest, resolved. Raises InvalidInput where the environment says something unusable."""
     spec = job.spec
     dedupe = dedupe_rule(spec, identity)
+    run = str(identity)
     return Job(
         concurrency=effective_concurrency(spec, environ, spec.executor.kind),
         workers=spec.workers.max_replicas,
@@ -61,8 +53,8 @@ def worker_job(job: BatchJob, identity: RunIdentity, *, environ: Mapping[str, st
                 initial=spec.retry.initial_seconds,
                 maximum=spec.retry.max_seconds,
             ),
-            idempotency_key=_idempotency_key(identity, dedupe),
-            request_id=lambda row: request_id(identity, row),
+            idempotency_key=_idempotency_key(run),
+            request_id=lambda row: request_id(run, row),
         ),
         rows=RowReader(key=_key_reader(spec), columns=tuple(spec.output.columns)),
         dedupe=dedupe,
@@ -90,11 +82,11 @@ def dedupe_rule(spec: Spec, identity: RunIdentity) -> DedupeRule | None:
     )
 
 
-def _idempotency_key(identity: RunIdentity, dedupe: DedupeRule | None) -> Callable[[HeldRow], str]:
+def _idempotency_key(run: str) -> Callable[[HeldRow], str]:
     def of_row(row: HeldRow) -> str:
         if row.digest is not None:
             return f"key-{row.digest.hex()}"
-        return f"{identity}#{row.seq}"
+        return f"{run}#{row.seq}"
 
     return of_row
 

@@ -7,6 +7,7 @@ Stores that are away at the start are waited for.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import secrets
@@ -24,14 +25,15 @@ from rowmill.errors import InvalidInput, RowmillError, StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger, RunRecord
 from rowmill.ledger.budget import rows_a_worker
-from rowmill.spec import BatchJob, load_manifest_file
+from rowmill.spec import BatchJob, identity_of, load_manifest_file
+from rowmill.tasks import set_within
 from rowmill.telemetry.logging import Logger, configure_logging
 from rowmill.telemetry.metrics import WorkerMetrics
 from rowmill.window import Window
 from rowmill_worker.events import Events
 from rowmill_worker.executors.protocol import Executor
 from rowmill_worker.health import serve_health
-from rowmill_worker.job import executor_of, identity_of, request_id, worker_job
+from rowmill_worker.job import executor_of, request_id, worker_job
 from rowmill_worker.worker import Worker
 
 T = TypeVar("T")
@@ -48,7 +50,8 @@ def _nothing(stage: str, seqs: Sequence[int]) -> None:
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """How a worker is started. `name` is the pod's or the process's; an incarnation is added to it. `http_port` 0 takes
-    a free one. `secrets_base` is where relative secret files are found."""
+    a free one. `secrets_base` is where relative secret files are found
+    (the manifest's folder when absent)."""
 
     manifest: Path
     installation: str
@@ -58,6 +61,7 @@ class WorkerSettings:
     http_host: str = "127.0.0.1"
     http_port: int = 0
     log_level: str = "info"
+    secrets_base: Path | None = None
     executor: Callable[[BatchJob, RunRecord], Executor] | None = None
     reached: Callable[[str, Sequence[int]], None] = _nothing
 
@@ -119,11 +123,9 @@ async def _work(
 ) -> int:
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
-    executor = (
-        settings.executor(job, record)
-        if settings.executor
-        else executor_of(job, record.identity, environ=os.environ, base=settings.manifest.parent)
-    )
+    base = settings.secrets_base or settings.manifest.parent
+    make = settings.executor or (lambda job, record: executor_of(job, record.identity, environ=os.environ, base=base))
+    executor = make(job, record)
     await executor.open()
     rng = random.Random(secrets.randbits(64))
     consumer = f"{settings.name}-{secrets.token_hex(4)}"
@@ -154,6 +156,9 @@ async def _work(
         sessions_active=lambda: executor.active_sessions,
         locks_held=lambda: worker.locks_held,
     )
+    # What is there by now stays to the end: no collection needs to look at it again.
+    gc.collect()
+    gc.freeze()
     try:
         async with serve_health(
             host=settings.http_host,
@@ -181,9 +186,6 @@ async def _patiently(attempt: Callable[[], Awaitable[T]], *, stop: asyncio.Event
             return await attempt()
         except StoreUnavailable as error:
             log.warning("waiting", reason=str(error))
-        try:
-            async with asyncio.timeout(delay):
-                await stop.wait()
-        except TimeoutError:
-            delay = min(delay * 2, RETRY_SECONDS[1])
+        await set_within(stop, delay)
+        delay = min(delay * 2, RETRY_SECONDS[1])
     return None

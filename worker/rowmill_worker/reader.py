@@ -18,6 +18,7 @@ from typing import Protocol
 from rowmill.errors import StoreUnavailable
 from rowmill.ledger import LockSession, Turn, Work
 from rowmill.status import Phase
+from rowmill.tasks import set_within
 from rowmill.window import Delivery, EpochOver, Later, WorkWindow
 from rowmill_worker.claimer import ELSEWHERE_SECONDS, Admission, Claimer
 from rowmill_worker.held import HeldRow, HeldRows
@@ -109,11 +110,7 @@ class Reader:
                 delay = min(delay * 2, RETRY_SECONDS[1])
 
     async def _pause(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stop.wait()
-        except TimeoutError:
-            pass
+        await set_within(self._stop, seconds)
 
     async def _step(self) -> None:
         window = await self._current_window()
@@ -145,11 +142,8 @@ class Reader:
 
     async def _wait_for_room(self) -> None:
         self._room.clear()
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                await self._room.wait()
-        except TimeoutError:
-            pass
+        if not self._stop.is_set():
+            await set_within(self._room, IDLE_SECONDS)
 
     async def _current_window(self) -> WorkWindow | None:
         """The window of the turn that is on; asks the ledger only when none is known."""

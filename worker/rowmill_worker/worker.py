@@ -25,6 +25,7 @@ from rowmill.errors import StoreUnavailable
 from rowmill.ledger import Ledger, RunRecord
 from rowmill.outcome import Outcome
 from rowmill.row import Entry
+from rowmill.tasks import end_tasks
 from rowmill.window import Delivery, EpochOver, Window, WorkWindow
 from rowmill_worker.claimer import Admission, Claimer, DedupeRule, RowReader
 from rowmill_worker.committer import Committer
@@ -279,10 +280,7 @@ class Worker:
                 await releasing
                 await self._leave(pulse)
         finally:
-            everything = [*waiters, *background, committing, releasing, reading]
-            for task in everything:
-                task.cancel()
-            await asyncio.gather(*everything, return_exceptions=True)
+            await end_tasks([*waiters, *background, committing, releasing, reading])
             await self._locks.close()
         if self._failure is not None:
             raise self._failure

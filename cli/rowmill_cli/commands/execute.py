@@ -6,7 +6,6 @@ import os
 import time
 from pathlib import Path
 
-import click
 from rich.console import Console
 
 from rowmill.outcome import State as Outcome
@@ -14,9 +13,10 @@ from rowmill.spec.job import BatchJob
 from rowmill.status import Phase
 from rowmill_cli.export import format_of
 from rowmill_cli.interrupts import Interrupts
-from rowmill_cli.job import identity_of, is_simulated, results_path, to_text
+from rowmill_cli.job import identity_here, is_simulated, results_path, to_text
 from rowmill_cli.local.runner import Runner, kept_log
 from rowmill_cli.local.state import LastRun, State
+from rowmill_cli.output import write_out
 from rowmill_cli.progress import progress_for
 from rowmill_cli.report import Ending, render
 
@@ -38,7 +38,7 @@ def execute(
     `manifest` is where a person finds it, `again` the command that goes on after an interrupt.
     """
     started = time.monotonic()
-    identity = identity_of(job)
+    identity = identity_here(job)
     results = results_path(job, option=output, base=manifest.parent, state=state.folder)
     format_of(results)
     state.remember(LastRun(identity, manifest, output), job=to_text(job))
@@ -71,7 +71,7 @@ def execute(
         interrupted=ended.interrupted,
         simulated=is_simulated(job),
     )
-    click.echo(render(ending))
+    write_out(render(ending) + "\n")
     if ended.interrupted:
         return EXIT_INTERRUPTED
     return EXIT_COMPLETE if ended.status.phase is Phase.COMPLETE else EXIT_FAILED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +41,7 @@ def results(folder: Path, failed: bool, output: Path | None) -> int:
 
     with Interrupts() as interrupts, State.hold(folder, create=False) as state, kept_log(state):
         identity = state.last_run().identity
-        with servers_of(state, os.environ, interrupts, _say, needs_redis=False) as endpoints:
+        with servers_of(state, os.environ, interrupts, _say, needs_redis=False) as (_, endpoints):
             count = asyncio.run(_write(endpoints.postgres_dsn, identity, failed=failed, output=output))
     if not count:
         _say(f"{identity}: no row has {'failed' if failed else 'an outcome yet'}")
@@ -53,6 +52,7 @@ async def _write(dsn: str, identity: RunIdentity, *, failed: bool, output: Path 
     from rowmill.ledger import Ledger
     from rowmill_cli.export import export, json_line
     from rowmill_cli.local.runner import APPLICATION_NAME
+    from rowmill_cli.output import write_out
 
     ledger = await Ledger.connect(dsn, application_name=APPLICATION_NAME)
     try:
@@ -66,9 +66,9 @@ async def _write(dsn: str, identity: RunIdentity, *, failed: bool, output: Path 
         count = 0
         async for page in pages:
             text = "".join([json_line(outcome) + "\n" for outcome in page])
-            sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
             count += len(page)
-        sys.stdout.flush()
+            if not write_out(text):
+                break
         return count
     finally:
         await ledger.close()

@@ -58,14 +58,14 @@ def run(
     from rowmill.spec import check_available, load_manifest_file
     from rowmill_cli.commands.execute import execute
     from rowmill_cli.interrupts import Interrupts
-    from rowmill_cli.job import Options, effective, identity_of
+    from rowmill_cli.job import Options, effective, identity_here
     from rowmill_cli.local.state import State, default_folder
 
     manifest = file.absolute()
     given = load_manifest_file(file)
     check_available(given, where=str(file))
     job = effective(given, options=Options(workers=workers, limit=limit, dry_run=dry_run))
-    identity = identity_of(job)
+    identity = identity_here(job)
     folder = default_folder(manifest, identity) if folder is None else folder
     with Interrupts() as interrupts, State.hold(folder, create=True) as state:
         generation = state.retry_generation(identity)

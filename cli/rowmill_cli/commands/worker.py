@@ -62,10 +62,10 @@ def worker(
             name=name or f"{socket.gethostname()[:40]}-{secrets.token_hex(4)}",
             redis_url=_required("ROWMILL_REDIS_URL", "redis://:PASSWORD@HOST:6379/0"),
             postgres_dsn=_required("ROWMILL_POSTGRES_DSN", "postgresql://USER:PASSWORD@HOST:5432/DATABASE"),
-            #secrets_base=base,
             http_host=http_host,
             http_port=http_port,
             log_level=log_level,
+            secrets_base=base,
         )
     )
 

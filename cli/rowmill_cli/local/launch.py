@@ -22,9 +22,12 @@ import sys
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAP_DAC_OVERRIDE = 1
+_CAP_SETPCAP = 8
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
@@ -58,8 +61,12 @@ def _become(libc: ctypes.CDLL, user: str, program: str, folder: str) -> None:
     if reachable:
         _set_capabilities(libc, 0)
         return
-    kept = _set_capabilities(libc, 1 << _CAP_DAC_OVERRIDE) and (
-        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0) == 0
+    kept = (
+        _set_capabilities(libc, 1 << _CAP_DAC_OVERRIDE | 1 << _CAP_SETPCAP)
+        # Else access(), by which Postgres looks for its own programs, answers as if there were no capability.
+        and libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0
+        and _set_capabilities(libc, 1 << _CAP_DAC_OVERRIDE)
+        and libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0) == 0
     )
     if not kept:
         raise PermissionError(f"the user {user} may enter neither of {program} and {folder}")

@@ -36,6 +36,7 @@ from rowmill_cli.progress import ProgressSink
 from rowmill_operator.engine.engine import Engine
 
 APPLICATION_NAME = "rowmill-cli"
+_WATCH_SECONDS = 1.0
 DRAIN_MARGIN_SECONDS = 10.0
 """What a worker may take to drain, over the time that its slowest row may take."""
 
@@ -72,10 +73,10 @@ class Runner:
 
     def run(self) -> Ended:
         """Run it to its end, or until interrupted. Raises RowmillError where a person can mend it."""
-        with servers_of(self.state, self.environ, self.interrupts, self.say) as endpoints:
-            return asyncio.run(self._run(endpoints))
+        with servers_of(self.state, self.environ, self.interrupts, self.say) as (servers, endpoints):
+            return asyncio.run(self._run(servers, endpoints))
 
-    async def _run(self, endpoints: Endpoints) -> Ended:
+    async def _run(self, servers: LocalServers, endpoints: Endpoints) -> Ended:
         loop = asyncio.get_running_loop()
         stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -89,6 +90,8 @@ class Runner:
                 await ledger.migrate()
                 window = await Window.connect(endpoints.redis_url)
                 ends.push_async_callback(window.close)
+                keeping = asyncio.create_task(self._keep_alive(servers))
+                ends.callback(keeping.cancel)
                 status = await self._drive(ledger, window, endpoints, stop, hurry)
                 if stop.is_set() and status.phase not in (Phase.COMPLETE, Phase.FAILED):
                     return Ended(status, interrupted=True, results=None)
@@ -161,6 +164,18 @@ class Runner:
                 return False
         return True
 
+    async def _keep_alive(self, servers: LocalServers) -> None:
+        """Start a server of ours again that has ended (out of memory, say); engine and workers wait for it."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            try:
+                # Here and not in a thread: a program ends with the thread that started it.
+                for name in servers.revive():
+                    self.say(f"the local {name} had ended; it was started again")
+                    self.log.warning("a local server had ended; it was started again", server=name)
+            except RowmillError as error:
+                self.log.error("a local server had ended and cannot be started", reason=str(error))
+
     async def _on_stop(self, stop: asyncio.Event, fleet: ProcessFleet) -> None:
         await stop.wait()
         fleet.stop()
@@ -179,7 +194,7 @@ def servers_of(
     say: Callable[[str], object],
     *,
     needs_redis: bool = True,
-) -> Iterator[Endpoints]:
+) -> Iterator[tuple[LocalServers, Endpoints]]:
     """The stores of a held state folder, after what a killed command left behind in it has been ended."""
     if state.workers_file.exists():
         with contextlib.suppress(FileNotFoundError):
@@ -189,7 +204,7 @@ def servers_of(
     servers = LocalServers(state.servers, environ=environ, needs_redis=needs_redis)
     with contextlib.ExitStack() as ends:
         ends.callback(lambda: _stop_shielded(servers, interrupts))
-        yield servers.__enter__()
+        yield servers, servers.__enter__()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from rowmill.errors import StoreUnavailable
 from rowmill_cli.local.postgres_server import PostgresServer
 from rowmill_cli.local.redis_server import RedisServer
 
@@ -62,6 +63,22 @@ class LocalServers:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+    def revive(self) -> list[str]:
+        """Start again, where it was, what we had started and what has ended meanwhile; the names of what was.
+
+        Blocks until it answers. Raises StoreUnavailable where it cannot be started where everybody looks for it.
+        """
+        revived = []
+        for name, server in (("Redis", self.redis), ("Postgres", self.postgres)):
+            if server.port and server.pid is None:
+                port = server.port
+                server.start()
+                if server.port != port:
+                    server.stop()
+                    raise StoreUnavailable(f"the local {name} ended, and another program has taken its port {port}")
+                revived.append(name)
+        return revived
 
     def stop(self) -> None:
         """End both. Idempotent."""

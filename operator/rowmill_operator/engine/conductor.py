@@ -17,15 +17,19 @@ from rowmill.ledger import Leadership, RangeCounts, RunRecord, Runs
 from rowmill.row import Position
 from rowmill.sources import Source
 from rowmill.status import Phase, RunStatus
+from rowmill.tasks import end_tasks, set_within
 from rowmill.window import FeedWindow, ShardLook, WindowLost
 from rowmill_operator.engine.autoscaler import Autoscaler, Load
 from rowmill_operator.engine.feeder import Feeder, FeedState, WindowBounds
-from rowmill_operator.engine.gaps import take_census
+from rowmill_operator.engine.gaps import End, end_if_whole
 from rowmill_operator.engine.lifecycle import FailureRule, over_deadline, window_trusted
 from rowmill_operator.engine.ports import Fleet, StatusSink
 from rowmill_operator.engine.progress import RateMeter
 
-TICK_SECONDS = 0.25
+TICK_SECONDS = (0.25, 2.0)
+"""Between looks. A look may take a tenth of the time at most: an engine among hundreds, or on a busy machine, looks
+less often instead of keeping the others from looking at all."""
+TICK_SHARE = 0.1
 ERRORS_EVERY_SECONDS = 3.0
 CENSUS_EVERY_SECONDS = 2.0
 COUNT_BLOCK_ROWS = 10_000
@@ -59,7 +63,8 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How an epoch ended. `phase` None asks for a new epoch, from row `first_gap` on."""
+    """How an epoch ended. `phase` None asks for a new epoch, from row `first_gap` on. With `counts` the end is in the
+    ledger already."""
 
     phase: Phase | None
     message: str = ""
@@ -115,20 +120,20 @@ class Conductor:
         counting = asyncio.create_task(self._count(), name="counter")
         try:
             while not stop.is_set():
+                began = self._tools.now()
                 verdict = await self._tick(feeding, counting)
                 if verdict is not None:
                     return verdict
-                await _wait(stop, TICK_SECONDS)
+                took = self._tools.now() - began
+                await set_within(stop, min(max(took / TICK_SHARE, TICK_SECONDS[0]), TICK_SECONDS[1]))
             return Verdict(self.status.phase, "told to stop")
         except WindowLost as lost:
             return Verdict(None, str(lost))
         finally:
-            for task in (feeding, counting):
-                task.cancel()
-            await asyncio.gather(feeding, counting, return_exceptions=True)
+            await end_tasks([feeding, counting])
 
     async def _tick(self, feeding: asyncio.Task[int], counting: asyncio.Task[None]) -> Verdict | None:
-        if not self._leadership.held:
+        if not self._leadership.holds(self._record.id):
             raise StoreUnavailable("the session that holds this run's leadership is lost")
         last_seqs = list(self._state.last_seqs)
         looks = await self._tools.window.look(self._record.epoch)
@@ -219,24 +224,13 @@ class Conductor:
         if not (empty or (counts.rows >= total and now >= self._census_at)):
             return None
         self._census_at = now + CENSUS_EVERY_SECONDS
-        census = await take_census(self._tools.runs, self._record, total=total)
-        if census.first_gap is None:
-            rule = self._rules.failure
-            exact = census.counts
-            why = rule.verdict(succeeded=exact.succeeded, failed=exact.failed, at_end=True) if rule else None
-            return Verdict(Phase.FAILED if why else Phase.COMPLETE, why or "", exact)
-        if empty:
+        found = await end_if_whole(self._tools.runs, self._record, total=total, rule=self._rules.failure)
+        if isinstance(found, End):
+            return Verdict(found.phase, found.message, found.counts)
+        if empty and found.first_gap is not None:
             return Verdict(
                 None,
-                f"{census.missing:,} rows have no outcome though nothing is on its way; they are fed again",
-                first_gap=census.first_gap,
+                f"{found.missing:,} rows have no outcome though nothing is on its way; they are fed again",
+                first_gap=found.first_gap,
             )
         return None
-
-
-async def _wait(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        pass

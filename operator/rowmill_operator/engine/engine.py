@@ -10,6 +10,7 @@ retry. When a store is away it waits and begins again from the top.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor as ThreadPool
@@ -19,15 +20,16 @@ from pathlib import Path
 
 from rowmill.errors import InvalidInput, SourceChanged, StateInUse, StoreUnavailable
 from rowmill.identity import RunIdentity
-from rowmill.ledger import FeedPosition, Leadership, Ledger, RangeCounts, RunRecord
+from rowmill.ledger import FeedPosition, Leadership, Ledger, RangeCounts, RunRecord, Superseded
 from rowmill.ledger.budget import why_capped, workers_allowed
 from rowmill.row import Position
 from rowmill.sources import Source, open_source
 from rowmill.spec import BatchJob, effective_concurrency, frozen_changes, frozen_part, missing_columns
 from rowmill.status import Phase, RunStatus
+from rowmill.tasks import set_within
 from rowmill.telemetry.logging import Logger
 from rowmill.telemetry.metrics import EngineMetrics
-from rowmill.window import FeedWindow, Window
+from rowmill.window import FeedWindow, Window, WindowLost
 from rowmill_operator.engine.autoscaler import Autoscaler, Scaling
 from rowmill_operator.engine.conductor import Conductor, Rules, Tools, Verdict
 from rowmill_operator.engine.feeder import FeedState, WindowBounds
@@ -101,16 +103,19 @@ class Engine:
         lead_since: float | None = None
         try:
             while not stop.is_set():
+                began = self._now()
                 try:
                     return await self._drive(stop)
-                except StoreUnavailable as error:
+                except (StoreUnavailable, WindowLost) as error:
                     lead_since = self._now()
+                    if lead_since - began > RETRY_SECONDS[1]:
+                        delay = RETRY_SECONDS[0]
                     self._log.warning("a store is away; waiting", reason=str(error))
                     await self._report(replace(self._status, message=f"waiting: {error}"))
                 except StateInUse:
                     if lead_since is None or self._now() - lead_since > LEAD_SECONDS:
                         raise
-                await _pause(stop, delay)
+                await set_within(stop, delay)
                 delay = min(delay * 2, RETRY_SECONDS[1])
             return self._status
         finally:
@@ -130,8 +135,8 @@ class Engine:
             shards=self._job.spec.shards,
             row_limit=self._row_limit,
         )
-        leadership = self._ledger.leadership(record.id)
-        await leadership.take()
+        leadership = self._ledger.leadership
+        await leadership.take(record.id)
         try:
             record = await self._ledger.runs.take_over(record.id)
             self._refuse_changes(record)
@@ -141,8 +146,15 @@ class Engine:
             if self._job.spec.suspend:
                 return await self._suspend(record)
             return await self._go(record, window, leadership, stop)
+        except Superseded as error:
+            now = await self._ledger.runs.find(self._identity)
+            if now is not None and now.term <= record.term:
+                # Nobody took over: a failover lost what we wrote last. What it still knows is the truth now.
+                raise StoreUnavailable("the ledger went back in time; this run goes on from what it knows") from error
+            raise
         finally:
-            await leadership.release()
+            with contextlib.suppress(StoreUnavailable):
+                await leadership.release(record.id)
 
     def _refuse_changes(self, record: RunRecord) -> None:
         where = f"BatchJob {self._identity.namespace}/{self._identity.name}"
@@ -325,18 +337,10 @@ class Engine:
         if counts is None:
             known = self._status.total
             counts = (await take_census(self._ledger.runs, record, total=known)).counts if known else None
-        await self._ledger.runs.save_phase(record, verdict.phase, verdict.message, counts)
+            await self._ledger.runs.save_phase(record, verdict.phase, verdict.message, counts)
         await self._ledger.runs.expire_claims()
         await window.close(record.epoch)
         await self._fleet.scale(0)
         total = self._status.total if record.total is None else record.total
         await self._report(await self._final(replace(record, total=total), verdict.phase, verdict.message, counts))
         return self._status
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        pass

@@ -144,13 +144,14 @@ class HttpExecutor:
 
     async def _call(self, request: Request, left: float, timeout: float) -> answers.Answer:
         """One request and its answer, within `left` seconds; `timeout` is the whole attempt's, for messages."""
-        if self._timeout.total != left:
-            self._timeout = _timeout_of(left)
+        bound = self._timeout
+        if bound.total != left:
+            bound = self._timeout = _timeout_of(left)  # that of the last call, which is nearly always the next one's
         for _ in range(_MAX_REBUILDS):
-            session = self._session()
+            session = self._session(bound)
             self._active += 1
             try:
-                return await self._exchange(session, request, self._timeout)
+                return await self._exchange(session, request, bound)
             except RowError:
                 raise
             except Exception as exc:
@@ -171,13 +172,13 @@ class HttpExecutor:
             spent=False,
         )
 
-    def _session(self) -> aiohttp.ClientSession:
+    def _session(self, bound: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
         connector = self._connector
         if connector is None or connector.closed:
             connector = self._connector = self._connector_factory()
             self._rebuilt += 1
         session = aiohttp.ClientSession(
-            connector=connector, connector_owner=False, cookie_jar=self._cookies, timeout=self._timeout
+            connector=connector, connector_owner=False, cookie_jar=self._cookies, timeout=bound
         )
         # By default a GET or PUT on a kept connection that drops is sent again without a word.
         session._retry_connection = False
