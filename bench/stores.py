@@ -51,7 +51,7 @@ async def circumstances(stores: Endpoints) -> dict[str, Any]:
         info = await client.info("server")
         settings: dict[str, Any] = {}
         for name in REDIS_SETTINGS:
-            settings |= await client.config_get(name)
+            settings.update(await client.config_get(name))
     finally:
         await client.aclose()
     return {

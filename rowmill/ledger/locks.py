@@ -93,7 +93,7 @@ class LockSession:
         if connection is not None:
             try:
                 await connection.close(timeout=2)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
                 connection.terminate()
 
     def _live(self) -> asyncpg.Connection:

@@ -16,7 +16,6 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from rowmill.outcome import State
 
@@ -70,7 +69,7 @@ class _Distribution(Collector):
         yield HistogramMetricFamily(self._name, self._text)
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        names = [floatToGoString(bound) for bound in (*self._bounds, float("inf"))]
+        names = [*map(str, self._bounds), "+Inf"]
         buckets = list(zip(names, accumulate(self._counts), strict=True))
         yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
 

@@ -1,4 +1,4 @@
-"""The engine dies, is paused, or meets another one, at every point of feeding: the run goes on and no call is made twice.
+"""The engine dies, is paused, or meets another one, at every point of feeding: the run goes on, no call is made twice.
 
 What guards it: ids and the last-id check of an append (a block is there once), the checkpoint that a restart goes on
 from, the leader's lock (two engines are rare), the term on every ledger write and the epoch on every append (and where
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +61,10 @@ async def test_it_dies_before_each_kind_of_step(rig: Rig) -> None:
     (await rig.history()).assert_clean(allowed_duplicates=0)
 
 
+def fed_more_than(rows: int, status: Mapping[str, Any]) -> bool:
+    return status["phase"] == "Running" and bool(status["fed"] > rows)
+
+
 async def test_workers_go_on_while_it_is_dead(rig: Rig) -> None:
     """Killed while it waits for room; what was fed is executed without it, and a new one feeds the rest."""
     await rig.start_worker(wait=False)
@@ -66,8 +72,8 @@ async def test_workers_go_on_while_it_is_dead(rig: Rig) -> None:
     for _ in range(2):
         await rig.endpoint.hold()
         engine = await rig.start_engine(window_rows=WINDOW)
-        seen = fed
-        fed = int((await rig.until(lambda s, seen=seen: s["phase"] == "Running" and s["fed"] > seen))["fed"])
+        status = await rig.until(partial(fed_more_than, fed))
+        fed = int(status["fed"])
         engine.kill()
         await engine.ended()
         await rig.endpoint.release()
@@ -114,8 +120,8 @@ class Pause:
 
 
 async def test_a_leader_that_wakes_up_loses_both_fences(rig: Rig) -> None:
-    """Paused right before an append, it wakes up when another has fed the rest, and does not know that it lost the lead:
-    its append is refused by the window, the new epoch that it asks for by the ledger."""
+    """Paused right before an append, it wakes up when another has fed the rest, and does not know that it lost the
+    lead: its append is refused by the window, the new epoch that it asks for by the ledger."""
     pause = Pause()
 
     async def at(stage: str, nth: int) -> None:

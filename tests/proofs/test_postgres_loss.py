@@ -122,7 +122,7 @@ async def test_outcomes_lost_just_before_the_end(rig: Rig) -> None:
     """They vanish when all counters say that the run is done and the window is empty, twice: before the run is called
     Complete every row is looked for. The last row of the table is among them, and the first."""
     watched = Watched(rig)
-    lost = []
+    lost: list[list[object]] = []
 
     async def tell(status: RunStatus) -> None:
         if status.phase is Phase.RUNNING and status.done >= ROWS and status.queued == 0 and len(lost) < 2:

@@ -11,6 +11,7 @@ status, and holds up the engine's tick.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -76,12 +77,14 @@ class EngineHere:
         told: Callable[[RunStatus], Awaitable[None]] = untold,
         window_rows: int = 20_000,
         unaware: bool = False,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._rig = rig
         self._at = at
         self._told = told
         self._bounds = WindowBounds(rows=window_rows)
         self._unaware = unaware
+        self._wall = wall
         self.log = NotedLog()
         self._stop = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -119,6 +122,7 @@ class EngineHere:
             cache=self._rig.folder,
             log=self.log,
             bounds=self._bounds,
+            wall=self._wall,
         )
         self._task = asyncio.create_task(engine.run(stop=self._stop), name="engine here")
         return self

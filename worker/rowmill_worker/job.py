@@ -21,7 +21,7 @@ from rowmill_worker.worker import Job
 
 
 def request_id(identity: RunIdentity | str, row: HeldRow) -> str:
-    """One attempt at one row: what logs and the endpoint share. The run may be given as the text that it is shown as."""
+    """One attempt at one row: what logs and the endpoint share. `identity` may be its text already."""
     return f"{identity}#{row.seq}.{row.generation}.{row.attempts}"
 
 
