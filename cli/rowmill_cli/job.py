@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
@@ -66,6 +67,12 @@ def is_simulated(job: BatchJob) -> bool:
     return job.spec.mode == "Simulate"
 
 
+def simulated_cost(job: BatchJob, succeeded: int) -> Decimal | None:
+    """What so many rows would have cost, where the job is simulated and says what a row costs."""
+    simulate = job.spec.simulate
+    return simulate.cost(succeeded) if is_simulated(job) and simulate and simulate.cost_per_row else None
+
+
 def results_path(job: BatchJob, *, option: Path | None, base: Path, state: Path) -> Path:
     """The file that gets the results: `--output`, else `spec.output.uri`, else `results.<format>` in the state folder.
 
@@ -73,7 +80,7 @@ def results_path(job: BatchJob, *, option: Path | None, base: Path, state: Path)
     results would have to go elsewhere than to a file of this machine.
     """
     output = job.spec.output
-    name = "results" + _SUFFIXES.get(output.format or "JSONL", ".jsonl")
+    name = "results" + _SUFFIXES.get(output.effective_format or "JSONL", ".jsonl")
     if option is not None:
         return option / name if option.is_dir() else option
     if output.uri is None:
@@ -91,7 +98,7 @@ def results_path(job: BatchJob, *, option: Path | None, base: Path, state: Path)
 
 def to_text(job: BatchJob) -> str:
     """The job as a manifest file (JSON, which is YAML), with what was given and nothing else."""
-    return json.dumps(_given(job), indent=2, ensure_ascii=True) + "\n"
+    return json.dumps(_given(job), ensure_ascii=False) + "\n"
 
 
 def _given(job: BatchJob) -> dict[str, Any]:

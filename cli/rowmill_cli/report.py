@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 from rowmill.identity import RunIdentity
@@ -25,6 +26,8 @@ class Ending:
     results: Path | None = None
     interrupted: bool = False
     simulated: bool = False
+    cost: Decimal | None = None
+    """What the rows that succeeded would have cost, where a simulation says what one costs."""
 
 
 def render(ending: Ending) -> str:
@@ -41,6 +44,8 @@ def render(ending: Ending) -> str:
         ("success rate", success_rate(status)),
         ("duration", duration(ending.seconds)),
     ]
+    if ending.cost is not None:
+        facts.append(("would cost", f"{ending.cost:,f}"))
     lines += [f"  {name:<14}{value}" for name, value in facts]
     if status.errors:
         lines += ["", "Errors, the most frequent first:"]

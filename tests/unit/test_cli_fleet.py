@@ -96,13 +96,13 @@ async def make(tmp_path: Path, clock: Clock) -> AsyncIterator[Callable[[str], Pr
 
 async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 (the doings of another process have no event here)
+        while not condition():
             await asyncio.sleep(0.02)
 
 
 async def until_ready(fleet: ProcessFleet, count: int) -> None:
     async with asyncio.timeout(20):
-        while await fleet.ready() != count:  # noqa: ASYNC110 (the doings of another process have no event here)
+        while await fleet.ready() != count:
             await asyncio.sleep(0.02)
 
 
@@ -186,7 +186,7 @@ async def test_a_worker_that_refuses_its_input_is_explained_at_once(make: Callab
     fleet = make("invalid")
     await fleet.scale(1)
     async with asyncio.timeout(20):
-        while (trouble := await fleet.failure()) is None:  # noqa: ASYNC110 (the doings of another process have no event here)
+        while (trouble := await fleet.failure()) is None:
             await asyncio.sleep(0.02)
     assert "exited with code 2: secret missing: TOKEN is not set" in trouble
     assert fleet.refused.is_set()

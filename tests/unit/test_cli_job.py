@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from rowmill.errors import InvalidInput
 from rowmill.spec import frozen_changes, frozen_part
 from rowmill.spec.job import BatchJob
-from rowmill_cli.job import Options, effective, identity_here, results_path, to_text
+from rowmill_cli.job import Options, effective, identity_here, results_path, simulated_cost, to_text
 
 BASE = Path("/jobs")
 STATE = Path("/state")
@@ -88,3 +89,16 @@ def test_the_text_is_the_same_job_with_its_nulls() -> None:
     assert json.loads(text)["spec"]["source"] == {"rows": rows}
     assert json.loads(text)["spec"]["executor"]["http"]["body"] == body
     assert "timeoutSeconds" not in text
+
+
+def test_what_a_simulated_run_would_have_cost() -> None:
+    simulate = {"simulate": {"costPerRow": "0.0025"}}
+    assert simulated_cost(job(mode="Simulate", **simulate), 977) == Decimal("2.4425")
+    assert simulated_cost(job(mode="Run", **simulate), 977) is None, "a real run's cost is not known here"
+    assert simulated_cost(job(mode="Simulate"), 977) is None
+
+
+def test_a_large_inline_table_stays_within_the_bound_that_readers_have() -> None:
+    text = "名" * 100
+    large = job(source={"rows": [{"name": text}] * 300})
+    assert len(to_text(large)) < 300 * 130, "one character is not six"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,11 @@ async def test_a_terminal_gets_a_bar_with_counts_rate_and_time_left() -> None:
 def test_the_sink_fits_the_place() -> None:
     assert isinstance(progress_for(Console(file=io.StringIO()), title="t", quiet=False), PlainProgress)
     assert type(progress_for(Console(file=io.StringIO()), title="t", quiet=True)) is QuietProgress
+
+
+def test_a_simulation_projects_the_cost() -> None:
+    status = RunStatus(phase=Phase.COMPLETE, total=1000, succeeded=977, failed=23)
+    text = render(ending(status, simulated=True, cost=Decimal("2.4425")))
+    assert "(simulated: no call was sent)" in text
+    assert "would cost    2.4425" in text
+    assert "would cost" not in render(ending(status))

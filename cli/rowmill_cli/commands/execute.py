@@ -8,12 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rowmill.errors import InvalidInput
 from rowmill.outcome import State as Outcome
 from rowmill.spec.job import BatchJob
 from rowmill.status import Phase
 from rowmill_cli.export import format_of
 from rowmill_cli.interrupts import Interrupts
-from rowmill_cli.job import identity_here, is_simulated, results_path, to_text
+from rowmill_cli.job import identity_here, is_simulated, results_path, simulated_cost, to_text
 from rowmill_cli.local.runner import Runner, kept_log
 from rowmill_cli.local.state import LastRun, State
 from rowmill_cli.output import write_out
@@ -38,6 +39,10 @@ def execute(
     `manifest` is where a person finds it, `again` the command that goes on after an interrupt.
     """
     started = time.monotonic()
+    if job.spec.suspend:
+        raise InvalidInput.one(
+            str(manifest), "spec.suspend", "is true, so that nothing would run; set it to false to go on"
+        )
     identity = identity_here(job)
     results = results_path(job, option=output, base=manifest.parent, state=state.folder)
     format_of(results)
@@ -70,6 +75,7 @@ def execute(
         results=ended.results,
         interrupted=ended.interrupted,
         simulated=is_simulated(job),
+        cost=simulated_cost(job, ended.status.succeeded),
     )
     write_out(render(ending) + "\n")
     if ended.interrupted:
