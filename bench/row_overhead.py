@@ -12,7 +12,8 @@ import asyncio
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.children import Child, module, started
 from bench.report import Figure, Missing, median
-from bench.runs import BenchRun, fresh_name, open_run, payload, write_manifest
+from bench.runs import fresh_name, open_run, payload, write_manifest
 from rowmill.ledger.budget import rows_a_worker
 from rowmill.spec import load_manifest_file
 from rowmill.telemetry.logging import configure_logging
@@ -30,27 +31,40 @@ from rowmill.telemetry.metrics import WorkerMetrics
 from rowmill.templating import compile_value
 from rowmill_cli.local.servers import Endpoints
 from rowmill_worker.events import Events
+from rowmill_worker.executors.protocol import Attempt, Executor
 from rowmill_worker.job import executor_of, request_id, worker_job
 from rowmill_worker.worker import Worker
 
 NAME = "row_overhead"
 CONCURRENCY = 32
+HEADERS = {"Content-Type": "application/json"}
 BODY = {"text": "{{ row.text }}", "id": "{{ row.id }}"}
 
 
 async def measure(stores: Endpoints, *, quick: bool, say: Callable[[str], None]) -> list[Figure | Missing]:
-    rounds, rows = (1, 500) if quick else (7, 5_000)
+    rounds, turns, rows = (1, 2, 100) if quick else (7, 12, 400)
+    ratios, bare, worker = [], [], []
     with started("the endpoint", module("endpoint"), stdin=True) as child:
         url = f"http://127.0.0.1:{_port(child)}/"
-        bare, worker = [], []
-        await bare_loop(url, rows // 4)
-        await whole_worker(stores, url, rows // 4)
-        for number in range(1, rounds + 1):
-            bare.append(await bare_loop(url, rows) * 1e6)
-            worker.append(await whole_worker(stores, url, rows) * 1e6)
-            say(f"round {number}: worker {worker[-1]:.0f} µs of CPU a row, bare loop {bare[-1]:.0f} µs")
-    ratios = [a / b for a, b in zip(worker, bare, strict=True)]
-    parts = {"CPU in µs a row": {"rowmill": median(worker), "bare aiohttp": median(bare)}, "rows a round": rows}
+        loop = BareLoop(url)
+        async with working(stores, url, rows * (turns * rounds + 2)) as whole:
+            await loop.turn(rows)
+            await whole.turn(rows)
+            for number in range(1, rounds + 1):
+                mine = theirs = 0.0
+                for _ in range(turns):
+                    theirs += await loop.turn(rows)
+                    mine += await whole.turn(rows)
+                bare.append(theirs / (turns * rows) * 1e6)
+                worker.append(mine / (turns * rows) * 1e6)
+                ratios.append(mine / theirs)
+                say(f"round {number}: worker {worker[-1]:.0f} µs of CPU a row, bare loop {bare[-1]:.0f} µs")
+            await whole.turn(rows)
+        await loop.close()
+    parts = {
+        "CPU in µs a row": {"rowmill": median(worker), "bare aiohttp": median(bare)},
+        "rows": f"{rounds} rounds of {turns} turns of {rows} each",
+    }
     what = f"worker CPU a row over a bare aiohttp loop, concurrency {CONCURRENCY}"
     return [Figure(NAME, what, median(ratios), (1.6, 1.25), False, ratios, parts)]
 
@@ -60,85 +74,123 @@ def _port(child: Child) -> int:
     return int(child.process.stdout.readline())
 
 
-async def bare_loop(url: str, rows: int) -> float:
-    """CPU seconds a row of the loop."""
-    template = compile_value(BODY, path="body")
-    decode = msgspec.json.Decoder().decode
-    waiting = iter([decode(payload(seq)) for seq in range(1, rows + 1)])
-    answers: list[Any] = []
-    headers = {"Content-Type": "application/json"}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONCURRENCY)) as session:
+class BareLoop:
+    """What anybody would write: one session, as many tasks as calls at a time."""
 
-        async def slot(waiting: Iterator[Mapping[str, Any]]) -> None:
-            for row in waiting:
-                body = msgspec.json.encode(template.render({"row": row}))
-                async with session.post(url, data=body, headers=headers) as response:
-                    answers.append(decode(await response.read()))
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._template = compile_value(BODY, path="body")
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=CONCURRENCY))
 
+    async def turn(self, rows: int) -> float:
+        """CPU seconds of so many rows."""
+        waiting = iter([msgspec.json.decode(payload(seq)) for seq in range(1, rows + 1)])
+        answers: list[Any] = []
         began = time.process_time()
-        await asyncio.gather(*(slot(waiting) for _ in range(CONCURRENCY)))
+        await asyncio.gather(*(self._slot(waiting, answers) for _ in range(CONCURRENCY)))
         cpu = time.process_time() - began
-    assert len(answers) == rows
-    return cpu / rows
+        assert len(answers) == rows
+        return cpu
+
+    async def _slot(self, waiting: Iterator[Mapping[str, Any]], answers: list[Any]) -> None:
+        for row in waiting:
+            body = msgspec.json.encode(self._template.render({"row": row}))
+            async with self._session.post(self._url, data=body, headers=HEADERS) as response:
+                answers.append(msgspec.json.decode(await response.read()))
+
+    async def close(self) -> None:
+        await self._session.close()
 
 
-async def whole_worker(stores: Endpoints, url: str, rows: int) -> float:
-    """CPU seconds a row of a worker over a backlog, from its start to its last acknowledgement."""
+class Turnstile:
+    """The real executor, which lets rows pass only while it is the worker's turn."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self.passes = asyncio.Semaphore(0)
+
+    @property
+    def active_sessions(self) -> int:
+        return self._executor.active_sessions
+
+    async def open(self) -> None:
+        await self._executor.open()
+
+    async def execute(self, attempt: Attempt) -> Any:
+        await self.passes.acquire()
+        return await self._executor.execute(attempt)
+
+    async def close(self) -> None:
+        await self._executor.close()
+
+
+class WholeWorker:
+    """A worker over a backlog, which works off a number of rows when it is told to."""
+
+    def __init__(self, turnstile: Turnstile) -> None:
+        self._turnstile = turnstile
+        self._left = 0
+        self._done = asyncio.Event()
+
+    def reached(self, stage: str, seqs: Sequence[int]) -> None:
+        if stage == "finished":
+            self._left -= len(seqs)
+            if self._left <= 0:
+                self._done.set()
+
+    async def turn(self, rows: int) -> float:
+        """CPU seconds of so many rows, from their calls to their acknowledgement; reading ahead for later ones counts,
+        as reading these was counted earlier."""
+        self._left = rows
+        self._done.clear()
+        began = time.process_time()
+        for _ in range(rows):
+            self._turnstile.passes.release()
+        async with asyncio.timeout(60):
+            await self._done.wait()
+        return time.process_time() - began
+
+
+@asynccontextmanager
+async def working(stores: Endpoints, url: str, rows: int) -> AsyncIterator[WholeWorker]:
+    """A worker in this process, wired as its own process wires it, with a backlog of so many rows."""
     name = fresh_name(NAME)
     async with open_run(stores, name) as run:
         await run.fill(rows)
         with tempfile.TemporaryDirectory() as folder:
             http = {"url": url, "method": "POST", "body": BODY}
             manifest = write_manifest(Path(folder), name, concurrency=CONCURRENCY, executor={"http": http})
-            cpu = await _work(run, manifest, rows)
-        counts = await run.ledger.runs.progress(run.record)
-    assert counts.succeeded == rows, counts
-    return cpu / rows
-
-
-async def _work(run: BenchRun, manifest: Path, rows: int) -> float:
-    job = load_manifest_file(manifest)
-    record = run.record
-    executor = executor_of(job, record.identity, environ={}, base=manifest.parent)
-    await executor.open()
-    done = asyncio.Event()
-    left = rows
-
-    def reached(stage: str, seqs: Sequence[int]) -> None:
-        nonlocal left
-        if stage == "finished":
-            left -= len(seqs)
-            if left <= 0:
-                done.set()
-
-    log, _ = configure_logging(level="error")
-    resolved = worker_job(job, record.identity, environ={})
-    capacity = await run.ledger.runs.capacity()
-    worker = Worker(
-        record=record,
-        job=resolved,
-        consumer="bench",
-        ledger=run.ledger,
-        window=run.window,
-        executor=executor,
-        events=Events(
-            metrics=WorkerMetrics(CollectorRegistry()),
-            log=log,
-            request_id=lambda row: request_id(record.identity, row),
-            now=asyncio.get_running_loop().time,
-        ),
-        budget=rows_a_worker(capacity, workers=1, concurrency=CONCURRENCY),
-        rng=random.Random(1),
-        reached=reached,
-    )
-    stop = asyncio.Event()
-    began = time.process_time()
-    working = asyncio.create_task(worker.run(stop, grace=5))
-    waiting = asyncio.create_task(done.wait())
-    await asyncio.wait([working, waiting], return_when=asyncio.FIRST_COMPLETED)
-    cpu = time.process_time() - began
-    stop.set()
-    waiting.cancel()
-    await working
-    await executor.close()
-    return cpu
+            job = load_manifest_file(manifest)
+            record = run.record
+            turnstile = Turnstile(executor_of(job, record.identity, environ={}, base=manifest.parent))
+        await turnstile.open()
+        log, _ = configure_logging(level="error")
+        whole = WholeWorker(turnstile)
+        capacity = await run.ledger.runs.capacity()
+        worker = Worker(
+            record=record,
+            job=worker_job(job, record.identity, environ={}),
+            consumer="bench",
+            ledger=run.ledger,
+            window=run.window,
+            executor=turnstile,
+            events=Events(
+                metrics=WorkerMetrics(CollectorRegistry()),
+                log=log,
+                request_id=lambda row: request_id(record.identity, row),
+                now=asyncio.get_running_loop().time,
+            ),
+            budget=rows_a_worker(capacity, workers=1, concurrency=CONCURRENCY),
+            rng=random.Random(1),
+            reached=whole.reached,
+        )
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker.run(stop, grace=5))
+        try:
+            yield whole
+        finally:
+            stop.set()
+            await running
+            await turnstile.close()
+        counts = await run.ledger.runs.progress(record)
+        assert counts.succeeded == rows, counts

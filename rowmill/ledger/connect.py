@@ -38,6 +38,8 @@ SESSION_SETTINGS = {
     "jit": "off",
 }
 
+_SCHEMES = ("postgresql", "postgres")
+
 _PASSING = (
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
@@ -60,9 +62,14 @@ _PASSING = (
 
 def place(dsn: str) -> str:
     """Where a DSN points, without its password: fit for a message."""
-    parts = urlsplit(dsn)
-    host = parts.hostname or "a local socket"
-    return f"Postgres at {host}:{parts.port or 5432}{parts.path}"
+    try:
+        parts = urlsplit(dsn)
+        port = parts.port or 5432
+    except ValueError:
+        return "Postgres"  # several hosts, or a password that is not encoded: name no part of it
+    if parts.scheme not in _SCHEMES:
+        return "Postgres"
+    return f"Postgres at {parts.hostname or 'a local socket'}:{port}{parts.path}"
 
 
 @contextmanager
@@ -70,7 +77,7 @@ def passing_failures(where: str) -> Iterator[None]:
     """Turn failures that may pass into `StoreUnavailable`; everything else goes through as it is."""
     try:
         yield
-    except asyncpg.DataError:
+    except (asyncpg.DataError, asyncpg.ClientConfigurationError):
         raise
     except _PASSING as error:
         if isinstance(error, asyncpg.InterfaceError) and "invalid input for query argument" in str(error):
@@ -104,7 +111,13 @@ async def open_connection(dsn: str, *, application_name: str) -> asyncpg.Connect
         ) from error
     except asyncpg.UndefinedObjectError as error:
         raise StoreUnsafe(f"{where}: {error}. Rowmill needs Postgres {MIN_VERSION} or newer.") from error
-    except (asyncpg.PostgresError, ValueError) as error:
+    except ValueError as error:
+        # What could not be read may be a part of the password.
+        raise StoreUnsafe(
+            "ROWMILL_POSTGRES_DSN is not the address of a Postgres. Write it as "
+            "postgresql://user:password@host:port/database, special characters in user and password as %XX."
+        ) from error
+    except asyncpg.PostgresError as error:
         raise StoreUnsafe(f"{where}: {error}") from error
 
 

@@ -103,8 +103,8 @@ class RedisClient:
     """A thin client over redis-py: one place for errors, scripts and raw replies."""
 
     def __init__(self, url: str, *, connections: int = 16) -> None:
-        self.where = place(url)
         try:
+            self.where = place(url)
             pool: Any = redis.BlockingConnectionPool.from_url(
                 url,
                 protocol=2,
@@ -118,7 +118,11 @@ class RedisClient:
                 retry=Retry(NoBackoff(), 0),
             )
         except ValueError as error:
-            raise StoreUnsafe(f"ROWMILL_REDIS_URL: {error} (redis://user:password@host:port/0)") from error
+            # What could not be read may be a part of the password.
+            raise StoreUnsafe(
+                "ROWMILL_REDIS_URL is not the address of a Redis. Write it as redis://user:password@host:port/0 "
+                "(rediss:// for TLS), special characters in user and password as %XX."
+            ) from error
         # TCP, TLS or a Unix socket, as the URL says, but packed in C.
         pool.connection_class = type("PackedConnection", (_PackedInC, pool.connection_class), {})
         client: Any = redis.Redis.from_pool(pool)

@@ -7,7 +7,7 @@ caller asks for `unscheduled` rows and schedules those that it does not hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rowmill.errors import RowmillError
@@ -114,11 +114,21 @@ class WorkWindow:
 
     async def finish(self, shard: int, seqs: Sequence[int]) -> None:
         """Rows whose outcome is committed leave the window."""
-        keys = self._keys[shard]
-        for start in range(0, len(seqs), FINISH_BLOCK):
-            ids = [f"{seq}-0" for seq in seqs[start : start + FINISH_BLOCK]]
-            if await self._client.run(self._finish, keys, [self.epoch, GROUP, *ids]) == -1:
-                raise EpochOver(f"epoch {self.epoch} is over")
+        await self.finish_all({shard: seqs})
+
+    async def finish_all(self, seqs_by_shard: Mapping[int, Sequence[int]]) -> None:
+        """Rows of any shards whose outcome is committed leave the window, in one round trip."""
+        commands: list[Command] = []
+        for shard, seqs in seqs_by_shard.items():
+            for start in range(0, len(seqs), FINISH_BLOCK):
+                ids = [f"{seq}-0" for seq in seqs[start : start + FINISH_BLOCK]]
+                commands.append(self._finish.command(self._keys[shard], [self.epoch, GROUP, *ids]))
+        replies = await self._client.many(commands, scripts=[self._finish])
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        if -1 in replies:
+            raise EpochOver(f"epoch {self.epoch} is over")
 
     async def schedule(self, shard: int, rows: Sequence[Later], *, consumer: str | None = None) -> int:
         """Put rows back for later, those that are still pending with us (or with `consumer`)."""

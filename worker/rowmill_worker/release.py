@@ -16,10 +16,15 @@ from collections.abc import Callable, Sequence
 
 from rowmill.errors import StoreUnavailable
 from rowmill.ledger import LockSession, Work
+from rowmill.tasks import set_within
 from rowmill.window import EpochOver, Later, WorkWindow
 from rowmill_worker.held import HeldRow, HeldRows
 
 MAX_BLOCK = 2000
+LINGER_SECONDS = 0.01
+"""How long the first row of a block waits for company: one unlock and one acknowledgement for all of them. What is
+waited with is recorded already, so that nothing is at stake."""
+BLOCK_ENOUGH = 200
 KEY_GRACE_SECONDS = 5.0
 """How long after its turn a row that is tried again still comes first for its declared key."""
 
@@ -45,24 +50,31 @@ class Releaser:
         self._released = released
         self._rows: list[HeldRow] = []
         self._wake = asyncio.Event()
+        self._enough = asyncio.Event()
         self._closing = False
 
     def add(self, rows: Sequence[HeldRow]) -> None:
         """Release these: with `delay` None the row is done, else it is scheduled after so many seconds."""
         self._rows.extend(rows)
         self._wake.set()
+        if len(self._rows) >= BLOCK_ENOUGH:
+            self._enough.set()
 
     async def run(self) -> None:
         while not (self._closing and not self._rows):
             await self._wake.wait()
             self._wake.clear()
             while self._rows:
+                if len(self._rows) < BLOCK_ENOUGH and not self._closing:
+                    await set_within(self._enough, LINGER_SECONDS)
+                self._enough.clear()
                 block, self._rows = self._rows[:MAX_BLOCK], self._rows[MAX_BLOCK:]
                 await self._release(block)
 
     def close(self) -> None:
         self._closing = True
         self._wake.set()
+        self._enough.set()
 
     async def _release(self, rows: list[HeldRow]) -> None:
         await self._reserve_keys(rows)
@@ -112,7 +124,7 @@ class Releaser:
                 done[row.shard].append(row.seq)
             else:
                 later[row.shard].append(Later(row.seq, row.delay, row.attempts))
-        calls = [window.finish(shard, seqs) for shard, seqs in done.items()]
+        calls = [window.finish_all(done)] if done else []
         calls += [_scheduled(window, shard, entries) for shard, entries in later.items()]
         results = await asyncio.gather(*calls, return_exceptions=True)
         for result in results:

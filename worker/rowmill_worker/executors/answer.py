@@ -78,7 +78,7 @@ def result_of(
     if (
         isinstance(value, str)
         or len(body) * _MAX_GROWTH > max_result_bytes
-        or any(escape in body for escape in _SUSPICIOUS)
+        or (b"\\u" in body and any(escape in body for escape in _SUSPICIOUS))
     ):
         _require_storable(value, max_result_bytes)
     return value

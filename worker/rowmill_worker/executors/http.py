@@ -121,13 +121,13 @@ class HttpExecutor:
         if self._template is None or self._closed:
             raise RuntimeError("execute is called between open and close")
         request = self._template.render(attempt)
-        deadline = asyncio.get_running_loop().time() + attempt.timeout
+        deadline = time.monotonic() + attempt.timeout
         reply = await self._call(request, attempt.timeout, attempt.timeout)
         hop = 0
         while reply.status in redirect.REDIRECTS and not self._succeeded(reply.status):
             hop += 1
             request = redirect.follow(request, reply.status, reply.headers.get("Location"), hop=hop)
-            left = deadline - asyncio.get_running_loop().time()
+            left = deadline - time.monotonic()
             reply = await self._call(request, max(left, 0.001), attempt.timeout)
         if not self._succeeded(reply.status):
             raise self._refused(request, reply)
