@@ -36,6 +36,9 @@ unit: install  ## the fast tests alone
 proofs: install  ## whole runs on real parts, with everything killed that can be
 	$(BIN)/pytest tests/proofs
 
+bench: install  ## the figures of docs/performance.md, as ratios within one run
+	$(BIN)/python -m bench
+
 lock: install  ## pin the newest versions again (names, versions and hashes; no addresses)
 	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet uv
 	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --universal --generate-hashes \

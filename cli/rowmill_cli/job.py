@@ -76,13 +76,16 @@ def simulated_cost(job: BatchJob, succeeded: int) -> Decimal | None:
 def results_path(job: BatchJob, *, option: Path | None, base: Path, state: Path) -> Path:
     """The file that gets the results: `--output`, else `spec.output.uri`, else `results.<format>` in the state folder.
 
-    A place that ends with a slash, or is a folder, gets `results.<format>` inside. Raises InvalidInput where the
-    results would have to go elsewhere than to a file of this machine.
+    A place that ends with a slash, or is a folder, gets `results.<format>` inside. A simulated run keeps to the state
+    folder (`results.simulated.<format>`) unless the option says where: it never takes the place of real results.
+    Raises InvalidInput where the results would have to go elsewhere than to a file of this machine.
     """
     output = job.spec.output
     name = "results" + _SUFFIXES.get(output.effective_format or "JSONL", ".jsonl")
     if option is not None:
         return option / name if option.is_dir() else option
+    if is_simulated(job):
+        return state / name.replace("results", "results.simulated")
     if output.uri is None:
         return state / name
     scheme = uri_scheme(output.uri)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from rowmill.errors import StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger.connect import Pool, check_settings, open_connection
 from rowmill.ledger.leadership import Leadership
@@ -47,7 +48,10 @@ class Ledger:
     @classmethod
     async def connect(cls, dsn: str, *, application_name: str = "rowmill", connections: int = 2) -> Ledger:
         """Open and check. Raises StoreUnavailable when Postgres is away, StoreUnsafe when it cannot be trusted."""
-        connection = await open_connection(dsn, application_name=application_name)
+        try:
+            connection = await open_connection(dsn, application_name=application_name)
+        except StoreUnavailable as error:
+            raise StoreUnavailable(f"{error}. See that it runs, and that ROWMILL_POSTGRES_DSN names it") from error
         try:
             await check_settings(dsn, connection, application_name=application_name)
         finally:

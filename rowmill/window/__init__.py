@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rowmill.errors import StoreUnavailable
 from rowmill.window.connect import RedisClient
 from rowmill.window.feed import FeedWindow, ShardLook, WindowLost
 from rowmill.window.work import Delivery, EpochOver, Later, Orphans, WorkWindow
@@ -35,6 +36,9 @@ class Window:
         client = RedisClient(url, connections=connections)
         try:
             await client.check()
+        except StoreUnavailable as error:
+            await client.close()
+            raise StoreUnavailable(f"{error}. See that it runs, and that ROWMILL_REDIS_URL names it") from error
         except BaseException:
             await client.close()
             raise

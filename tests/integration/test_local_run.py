@@ -255,6 +255,9 @@ async def test_an_interrupted_run_drains_and_goes_on(quick: Desk) -> None:
 
     so_far = await quick.rowmill("results", "--state", quick.state)
     assert 4 <= len(so_far.out.splitlines()) < 12
+    told = re.search(r"succeeded +(\d+)", said.out)
+    assert told is not None
+    assert int(told[1]) == len(so_far.out.splitlines()), "the report leaves out what ended while the workers drained"
     assert (await quick.run()).code == 0
     assert len(quick.results()) == 12
     assert set(quick.calls().values()) == {1}, "a row was paid for twice"

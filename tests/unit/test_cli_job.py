@@ -102,3 +102,9 @@ def test_a_large_inline_table_stays_within_the_bound_that_readers_have() -> None
     text = "名" * 100
     large = job(source={"rows": [{"name": text}] * 300})
     assert len(to_text(large)) < 300 * 130, "one character is not six"
+
+
+def test_simulated_results_never_take_the_place_of_real_ones() -> None:
+    dry = effective(job(output={"uri": "out/r.csv"}), options=Options(dry_run=True))
+    assert str(results_path(dry, option=None, base=BASE, state=STATE)) == "/state/results.simulated.csv"
+    assert str(results_path(dry, option=Path("here.csv"), base=BASE, state=STATE)) == "here.csv"

@@ -218,7 +218,7 @@ class Worker:
         return failed(
             row,
             "PoisonRow",
-            "three workers died while they ran this row, the last one with nothing beside it; it is not tried again. "
+            "several workers died while they ran this row, the last one with nothing beside it; it is not tried again. "
             "Look at the workers' last log lines (out of memory? a crash in a native library?) and at the row itself",
         )
 
@@ -258,9 +258,10 @@ class Worker:
     async def run(self, stop: asyncio.Event, *, grace: float) -> None:
         """Work until `stop` is set, then drain; what runs gets `grace` seconds. Raises what broke a part."""
         pulse = self._open_window(0)
+        beating = self._guarded("heartbeat", keep_heartbeat(pulse))
         background = [
+            beating,
             self._guarded("keeper", self._keeper.run()),
-            self._guarded("heartbeat", keep_heartbeat(pulse)),
             self._guarded("watch", self._dispatcher.watch()),
             self._guarded("sweeper", self._sweeper.run()),
         ]
@@ -278,7 +279,7 @@ class Worker:
                 await committing
                 self._releaser.close()
                 await releasing
-                await self._leave(pulse)
+                await self._leave(pulse, beating)
         finally:
             await end_tasks([*waiters, *background, committing, releasing, reading])
             await self._locks.close()
@@ -296,9 +297,10 @@ class Worker:
         task.add_done_callback(ended)
         return task
 
-    async def _leave(self, pulse: WorkWindow) -> None:
+    async def _leave(self, pulse: WorkWindow, beating: asyncio.Task[None]) -> None:
         window = self._current_window()
         with contextlib.suppress(StoreUnavailable, EpochOver):
             if window is not None:
                 await window.leave()
+            await end_tasks([beating])  # before its last beat is taken back
             await pulse.stop_heartbeat()

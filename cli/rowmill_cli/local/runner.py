@@ -13,11 +13,11 @@ import contextlib
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rowmill.errors import RowmillError
+from rowmill.errors import RowmillError, StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger
 from rowmill.outcome import State as Outcome
@@ -94,9 +94,25 @@ class Runner:
                 ends.callback(keeping.cancel)
                 status = await self._drive(ledger, window, endpoints, stop, hurry)
                 if stop.is_set() and status.phase not in (Phase.COMPLETE, Phase.FAILED):
-                    return Ended(status, interrupted=True, results=None)
+                    return Ended(await self._as_recorded(ledger, status), interrupted=True, results=None)
                 done = await self._export(ledger)
                 return Ended(status, interrupted=not done, results=self.results if done else None)
+
+    async def _as_recorded(self, ledger: Ledger, status: RunStatus) -> RunStatus:
+        """The engine's last status with what the workers recorded since, while they drained."""
+        with contextlib.suppress(StoreUnavailable):
+            record = await ledger.find_run(self.identity)
+            if record is not None:
+                counts = await ledger.runs.progress(record)
+                return replace(
+                    status,
+                    succeeded=counts.succeeded,
+                    failed=counts.failed,
+                    deduplicated=counts.deduplicated,
+                    retried=counts.retried,
+                    errors=await ledger.runs.error_counts(record),
+                )
+        return status
 
     async def _drive(
         self, ledger: Ledger, window: Window, endpoints: Endpoints, stop: asyncio.Event, hurry: asyncio.Event

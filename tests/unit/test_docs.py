@@ -1,0 +1,218 @@
+"""The documents say what is there: tests, links, commands, options, make targets, error classes, manifests."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+import click
+import pytest
+import yaml
+
+from rowmill.spec import check_available, load_manifest
+from rowmill_cli.main import cli
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted(
+    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
+)
+README = ROOT / "README.md"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return [body for found, body in FENCE.findall(text) if found == language]
+
+
+def prose(text: str) -> str:
+    """A document without its fenced blocks and its code spans: what is left holds links."""
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
+
+
+def anchors(path: Path) -> set[str]:
+    """What `#…` may name in a document, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ +(.+)$", FENCE.sub("", path.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_documents_are_there() -> None:
+    wanted = {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/README.md", "docs/correctness.md"}
+    assert wanted <= {name(path) for path in DOCUMENTS}
+    assert (ROOT / "LICENSE").is_file()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_no_relative_link_is_broken(document: Path) -> None:
+    broken = []
+    for link in LINK.findall(prose(document.read_text("utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (document.parent / unquote(place)).resolve() if place else document
+        missing = not target.exists() or not target.is_relative_to(ROOT)
+        if missing or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(link)
+    assert not broken, f"{name(document)} links to what is not there: {broken}"
+
+
+def test_links_are_found_and_anchors_are_made() -> None:
+    text = "[a](b.md) `[no](no.md)` [c](d.md#e) \n```text\n[no](no.md)\n```\n"
+    assert LINK.findall(prose(text)) == ["b.md", "d.md#e"]
+    assert "a-rows-way-and-the-failure-at-each-step" in anchors(ROOT / "docs" / "correctness.md")
+
+
+def defined_tests(path: Path) -> set[str]:
+    """The tests that a file defines; none where it is absent."""
+    tree = ast.parse(path.read_text("utf-8") if path.is_file() else "")
+    return {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
+    }
+
+
+def proofs(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each test that a table of correctness.md names, with the files that its section links to before it."""
+    files: tuple[str, ...] = ()
+    for line in text.splitlines():
+        if line.startswith("#"):
+            files = ()
+        if line.startswith("|"):
+            yield from ((test, files) for test in re.findall(r"`(test_\w+)`", line))
+        else:
+            files += tuple(link for link in LINK.findall(line) if link.endswith(".py"))
+
+
+def test_every_proof_that_is_named_exists() -> None:
+    document = ROOT / "docs" / "correctness.md"
+    named = list(proofs(document.read_text("utf-8")))
+    missing = [
+        f"{test} (in {', '.join(files) or 'no file: link it above the table'})"
+        for test, files in named
+        if not any(test in defined_tests(document.parent / file) for file in files)
+    ]
+    assert not missing, f"docs/correctness.md names tests that are not there: {missing}"
+    assert len(named) >= 50
+
+
+def test_every_file_of_proofs_is_named() -> None:
+    text = (ROOT / "docs" / "correctness.md").read_text("utf-8")
+    unnamed = [path.name for path in sorted((ROOT / "tests" / "proofs").glob("test_*.py")) if path.name not in text]
+    assert not unnamed, f"docs/correctness.md says nothing of {unnamed}: add what they prove"
+
+
+def commands(text: str) -> list[str]:
+    """The `rowmill …` and `make …` lines of a document's console blocks, with or without a prompt."""
+    lines = [line.strip().removeprefix("$ ") for body in blocks(text, "console") for line in body.splitlines()]
+    return [line for line in lines if line.startswith(("rowmill ", "make "))]
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+
+
+def why_not(command: str) -> str | None:
+    """What is wrong with a command that a document shows, or None. Nothing is run."""
+    program, *arguments = shlex.split(command, comments=True)
+    if program == "make":
+        unknown = [target for target in arguments if "=" not in target and target not in make_targets()]
+        return f"no target {unknown}" if unknown or not arguments else None
+    try:
+        if not arguments or arguments[0].startswith("-"):
+            cli.make_context("rowmill", arguments)
+            return None
+        with click.Context(cli, info_name="rowmill") as context:
+            command_named = cli.get_command(context, arguments[0])
+            if command_named is None:
+                return f"no command {arguments[0]}"
+            command_named.make_context(arguments[0], arguments[1:], parent=context)
+    except click.exceptions.Exit:
+        return None  # --help, --version
+    except click.ClickException as error:
+        return error.format_message()
+    return None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_every_command_that_is_shown_exists(document: Path) -> None:
+    wrong = {command: why for command in commands(document.read_text("utf-8")) if (why := why_not(command))}
+    assert not wrong, f"{name(document)} shows commands that are none: {wrong}"
+
+
+def test_the_readme_shows_the_commands() -> None:
+    shown = commands(README.read_text("utf-8"))
+    assert {"make demo", "make test"} <= set(shown)
+    used = {shlex.split(line)[1] for line in shown if line.startswith("rowmill")}
+    assert {"validate", "run", "results", "retry"} <= used
+
+
+@pytest.mark.parametrize(
+    ("command", "right"),
+    [
+        ("make demo", True),
+        ("make demos", False),
+        ("make", False),
+        ("rowmill run job.yaml --limit 3", True),
+        ("rowmill run job.yaml --limits 3", False),
+        ("rowmill run job.yaml --limit many", False),
+        ("rowmill results", False),
+        ("rowmill status", False),
+        ("rowmill run --help", True),
+    ],
+)
+def test_a_command_that_is_none_is_noticed(command: str, right: bool) -> None:
+    assert (why_not(command) is None) is right
+
+
+def test_the_job_in_the_readme_is_the_demo() -> None:
+    shown = [block for block in blocks(README.read_text("utf-8"), "yaml") if "kind: BatchJob" in block]
+    assert [yaml.safe_load(block) for block in shown] == [
+        yaml.safe_load((ROOT / "examples" / "demo" / "job.yaml").read_text("utf-8"))
+    ]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name)
+def test_every_whole_manifest_is_valid(document: Path) -> None:
+    for block in blocks(document.read_text("utf-8"), "yaml"):
+        if block.startswith("apiVersion:"):
+            check_available(load_manifest(block, where=name(document)), where=name(document))
+
+
+CLASS = re.compile(r"[A-Z][A-Za-z]+")
+MAKERS = {"RowError", "_unfit", "failed", "BadRow"}
+"""What an error class is handed to."""
+
+
+def error_classes() -> set[str]:
+    """Error classes as the sources spell them, but for `HTTP…`, which is made of a status."""
+    found: set[str] = set()
+    for folder in ("rowmill", "worker/rowmill_worker", "operator/rowmill_operator"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                    given = [k.value for k in node.keywords if k.arg == "error_class"]
+                    given += node.args[:2] if node.func.id in MAKERS else []
+                elif isinstance(node, ast.Assign) and path.name == "payload.py":
+                    given = [node.value]  # BAD_ROW and the like
+                else:
+                    continue
+                found |= {a.value for a in given if isinstance(a, ast.Constant) and isinstance(a.value, str)}
+    return {text for text in found if CLASS.fullmatch(text)}
+
+
+def test_every_error_class_is_explained() -> None:
+    classes = error_classes()
+    assert {"Timeout", "PoisonRow", "BadRow", "TemplateError", "ResultRefused", "DuplicateOfFailed"} <= classes
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    unexplained = sorted(found for found in classes if f"`{found}`" not in text)
+    assert not unexplained, f"docs/troubleshooting.md says nothing of {unexplained}"
