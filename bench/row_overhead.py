@@ -9,6 +9,7 @@ Postgres, acknowledgements. Only CPU of this process counts: what it waits for c
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import tempfile
 import time
@@ -42,8 +43,10 @@ BODY = {"text": "{{ row.text }}", "id": "{{ row.id }}"}
 
 
 async def measure(stores: Endpoints, *, quick: bool, say: Callable[[str], None]) -> list[Figure | Missing]:
-    rounds, turns, rows = (1, 2, 100) if quick else (7, 12, 400)
+    rounds, turns, rows = (1, 2, 100) if quick else (7, 6, 800)
     ratios, bare, worker = [], [], []
+    gc.collect()
+    gc.freeze()  # as the worker's own process does
     with started("the endpoint", module("endpoint"), stdin=True) as child:
         url = f"http://127.0.0.1:{_port(child)}/"
         loop = BareLoop(url)

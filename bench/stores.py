@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import redis.asyncio as redis
@@ -51,7 +51,7 @@ async def circumstances(stores: Endpoints) -> dict[str, Any]:
         info = await client.info("server")
         settings: dict[str, Any] = {}
         for name in REDIS_SETTINGS:
-            settings.update(await client.config_get(name))
+            settings.update(cast("dict[str, Any]", await client.config_get(name)))
     finally:
         await client.aclose()
     return {

@@ -25,16 +25,17 @@ class Capacity:
     connections: int
 
 
-def workers_allowed(capacity: Capacity, *, concurrency: int) -> int:
-    """Workers that half of the server can carry; at least one."""
+def workers_allowed(capacity: Capacity, *, concurrency: int, locks_a_row: int = 1) -> int:
+    """Workers that half of the server can carry; at least one. A row with a declared key takes two locks."""
     by_connections = (capacity.connections // 2 - CONNECTIONS_OF_THE_ENGINE) // CONNECTIONS_A_WORKER
-    by_locks = capacity.locks // 2 // (concurrency * HELD_A_SLOT)
+    by_locks = capacity.locks // 2 // (concurrency * HELD_A_SLOT * locks_a_row)
     return max(1, min(by_connections, by_locks))
 
 
-def rows_a_worker(capacity: Capacity, *, workers: int, concurrency: int) -> int:
+def rows_a_worker(capacity: Capacity, *, workers: int, concurrency: int, locks_a_row: int = 1) -> int:
     """Rows that one of `workers` workers may hold locked at once; never fewer than its slots need."""
-    share = capacity.locks // 2 // max(1, min(workers, workers_allowed(capacity, concurrency=concurrency)))
+    allowed = workers_allowed(capacity, concurrency=concurrency, locks_a_row=locks_a_row)
+    share = capacity.locks // 2 // locks_a_row // max(1, min(workers, allowed))
     return max(concurrency * HELD_A_SLOT, share)
 
 

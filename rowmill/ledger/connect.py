@@ -38,19 +38,19 @@ SESSION_SETTINGS = {
     "jit": "off",
 }
 
+_SET_SESSION = "; ".join(f"set {name} = '{value}'" for name, value in SESSION_SETTINGS.items())
+
 _SCHEMES = ("postgresql", "postgres")
 
 _PASSING = (
     asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.OutOfMemoryError,
-    asyncpg.DiskFullError,
+    asyncpg.OperatorInterventionError,  # shutting down, starting up, a statement or an idle session cancelled
+    asyncpg.InsufficientResourcesError,  # connections, lock table, memory, disk
+    asyncpg.TransactionRollbackError,  # deadlock, serialization
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.PostgresSystemError,  # the server's own input and output
     asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.QueryCanceledError,
     asyncpg.UndefinedTableError,  # nobody has migrated this database yet
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # the server's goodbye came between two statements of ours
@@ -93,12 +93,19 @@ async def open_connection(dsn: str, *, application_name: str) -> asyncpg.Connect
     where = place(dsn)
     try:
         with passing_failures(where):
-            return await asyncpg.connect(
+            connection = await asyncpg.connect(
                 dsn,
                 timeout=CONNECT_TIMEOUT,
                 command_timeout=CALL_TIMEOUT,
-                server_settings={**SESSION_SETTINGS, "application_name": application_name},
+                server_settings={"application_name": application_name},
             )
+            try:
+                # Not at the start of the session: poolers refuse parameters there that they do not know.
+                await connection.execute(_SET_SESSION)
+            except BaseException:
+                connection.terminate()
+                raise
+            return connection
     except asyncpg.CannotConnectNowError as error:
         raise StoreUnavailable(f"{where}: {error}") from error
     except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError) as error:
@@ -173,6 +180,15 @@ class OneConnection:
 async def check_settings(dsn: str, connection: asyncpg.Connection, *, application_name: str) -> None:
     """Refuse a server on which a promise of Rowmill would not hold. Raises StoreUnsafe with what to change."""
     where = place(dsn)
+    try:
+        with passing_failures(where):
+            await _check_settings(dsn, connection, where=where, application_name=application_name)
+    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as error:
+        # What we prepared is on another server connection than the one that answers now.
+        raise StoreUnsafe(_pooled(where)) from error
+
+
+async def _check_settings(dsn: str, connection: asyncpg.Connection, *, where: str, application_name: str) -> None:
     major = connection.get_server_version().major
     if major < MIN_VERSION:
         raise StoreUnsafe(f"{where}: version {major} is too old; Rowmill needs Postgres {MIN_VERSION} or newer.")
@@ -201,16 +217,25 @@ async def _refuse_transaction_pooling(dsn: str, connection: asyncpg.Connection, 
     While a second client holds a transaction open, a transaction pooler has to serve us from another server
     connection than before; a session pooler never does.
     """
+    where = place(dsn)
     before: Any = await connection.fetchval("select pg_backend_pid()")
     other = await open_connection(dsn, application_name=application_name)
     try:
         async with other.transaction():
             await other.fetchval("select pg_backend_pid()")
             after: Any = await connection.fetchval("select pg_backend_pid()")
+    except asyncpg.PostgresConnectionError as error:
+        if "pooling mode" in str(error):  # a pooler that refuses transactions altogether
+            raise StoreUnsafe(_pooled(where)) from error
+        raise
     finally:
-        await other.close(timeout=2)
+        other.terminate()
     if before != after:
-        raise StoreUnsafe(
-            f"{place(dsn)}: a pooler in transaction mode answers here, and session locks do not survive it. "
-            "Use pool_mode = session, or connect to Postgres itself."
-        )
+        raise StoreUnsafe(_pooled(where))
+
+
+def _pooled(where: str) -> str:
+    return (
+        f"{where}: a pooler in transaction mode answers here, and session locks do not survive it. "
+        "Use pool_mode = session, or connect to Postgres itself."
+    )

@@ -8,6 +8,7 @@ which runs this process drives already is kept here.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import asyncpg
 
@@ -37,24 +38,37 @@ class Leadership:
             if self._connection is None or self._connection.is_closed():
                 self._runs.clear()
                 self._connection = await open_connection(self._dsn, application_name=self._application_name)
-            with passing_failures(place(self._dsn)):
-                free = run not in self._runs and await self._connection.fetchval(statement("try_lock"), leader_key(run))
+            free = run not in self._runs and await self._ask("try_lock", run)
             if not free:
                 raise StateInUse(f"another engine drives run {run} of this ledger; only one can")
             self._runs.add(run)
 
     async def release(self, run: int) -> None:
         """Give the lead up; nothing where it is not ours."""
-        async with self._turn:
-            held = self.holds(run)
+        if not self.holds(run):
             self._runs.discard(run)
-            if held and self._connection is not None:
-                try:
-                    with passing_failures(place(self._dsn)):
-                        await self._connection.fetchval(statement("unlock"), leader_key(run))
-                except BaseException:
-                    self._connection.terminate()  # the end of the session frees it for sure
-                    raise
+            return
+        # At once, whatever happens below: this process must be able to take the run again.
+        self._runs.discard(run)
+        session = self._connection
+        try:
+            async with self._turn:
+                if self._connection is session:
+                    await self._ask("unlock", run)
+        except asyncio.CancelledError:
+            if session is not None:
+                session.terminate()
+            raise
+
+    async def _ask(self, name: str, run: int) -> Any:
+        """One statement on a run's lock. Where it fails or is given up, what it did is unknown: the session ends."""
+        assert self._connection is not None
+        try:
+            with passing_failures(place(self._dsn)):
+                return await self._connection.fetchval(statement(name), leader_key(run))
+        except BaseException:
+            self._connection.terminate()
+            raise
 
     def close(self) -> None:
         """End the session, and with it every lead."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import asyncpg
@@ -96,10 +97,19 @@ class LockSession:
             except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError):
                 connection.terminate()
 
-    def _live(self) -> asyncpg.Connection:
-        if self._connection is None or self._connection.is_closed():
-            raise StoreUnavailable(f"{self._where}: the lock session is lost")
-        return self._connection
+    @asynccontextmanager
+    async def _live(self) -> AsyncIterator[asyncpg.Connection]:
+        """The open session, for statements of which one that fails or is given up ends it: which locks were taken or
+        freed by then is unknown, and only the session's end is sure to free them."""
+        async with self._turn:
+            if self._connection is None or self._connection.is_closed():
+                raise StoreUnavailable(f"{self._where}: the lock session is lost")
+            try:
+                with passing_failures(self._where):
+                    yield self._connection
+            except BaseException:
+                self._drop()
+                raise
 
     async def claim(self, seqs: Sequence[int], generation: int) -> Claim:
         """Lock rows, then look them up in a second statement: in one statement the look-up's snapshot is older
@@ -107,71 +117,47 @@ class LockSession:
 
         None of `seqs` may be held by this session already. Raises StoreUnavailable; then none of them is held.
         """
-        async with self._turn:
-            connection = self._live()
-            with passing_failures(self._where):
-                try:
-                    locks = await connection.fetchval(self._lock_rows, self._run, int_array(seqs))
-                    ours = [seq for seq, got in zip(seqs, locks, strict=True) if got]
-                    known = await connection.fetch(self._look_up, generation, int_array(ours)) if ours else []
-                except BaseException:
-                    # Which of the locks were taken is unknown: only the end of the session is sure to free them.
-                    self._drop()
-                    raise
-                done = [r[0] for r in known]
-                if done:
-                    await self._unlock(connection, done)
-                    finished = set(done)
-                    ours = [seq for seq in ours if seq not in finished]
-                elsewhere = [seq for seq, got in zip(seqs, locks, strict=True) if not got]
-                return Claim(ours, done, elsewhere)
+        async with self._live() as connection:
+            locks = await connection.fetchval(self._lock_rows, self._run, int_array(seqs))
+            ours = [seq for seq, got in zip(seqs, locks, strict=True) if got]
+            known = await connection.fetch(self._look_up, generation, int_array(ours)) if ours else []
+            done = [r[0] for r in known]
+            if done:
+                await connection.fetchval(self._unlock_rows, self._run, int_array(done))
+                finished = set(done)
+                ours = [seq for seq in ours if seq not in finished]
+            elsewhere = [seq for seq, got in zip(seqs, locks, strict=True) if not got]
+            return Claim(ours, done, elsewhere)
 
     async def relock(self, seqs: Sequence[int]) -> list[int]:
         """Take rows that run already again, after the session was lost; returns those that we got."""
-        async with self._turn:
-            with passing_failures(self._where):
-                locks = await self._live().fetchval(self._lock_rows, self._run, int_array(seqs))
+        async with self._live() as connection:
+            locks = await connection.fetchval(self._lock_rows, self._run, int_array(seqs))
             return [seq for seq, got in zip(seqs, locks, strict=True) if got]
 
     async def release(self, seqs: Sequence[int]) -> None:
         """Unlock rows. Raises StoreUnavailable when the session is lost, which frees them as well."""
-        async with self._turn:
-            with passing_failures(self._where):
-                await self._unlock(self._live(), seqs)
-
-    async def _unlock(self, connection: asyncpg.Connection, seqs: Sequence[int]) -> None:
-        try:
+        async with self._live() as connection:
             await connection.fetchval(self._unlock_rows, self._run, int_array(seqs))
-        except BaseException:
-            self._drop()
-            raise
 
     async def lock_keys(self, keys: Sequence[int]) -> list[bool]:
         """Try the locks of declared keys, in the order given. None may be held by this session already."""
-        async with self._turn:
-            with passing_failures(self._where):
-                try:
-                    return list(await self._live().fetchval(statement("lock_keys"), keys))
-                except BaseException:
-                    self._drop()
-                    raise
+        async with self._live() as connection:
+            return list(await connection.fetchval(statement("lock_keys"), keys))
 
     async def release_keys(self, keys: Sequence[int]) -> None:
-        async with self._turn:
-            with passing_failures(self._where):
-                await self._live().fetchval(statement("unlock_keys"), keys)
+        async with self._live() as connection:
+            await connection.fetchval(statement("unlock_keys"), keys)
 
     async def try_lock(self, key: int) -> bool:
         """Try one lock of another class (the sweeper's); it is held until the session ends or `unlock`."""
-        async with self._turn:
-            with passing_failures(self._where):
-                return bool(await self._live().fetchval(statement("try_lock"), key))
+        async with self._live() as connection:
+            return bool(await connection.fetchval(statement("try_lock"), key))
 
     async def ping(self) -> None:
         """See that the session lives; raises StoreUnavailable when it does not."""
-        async with self._turn:
-            with passing_failures(self._where):
-                await self._live().fetchval("select 1")
+        async with self._live() as connection:
+            await connection.fetchval("select 1")
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

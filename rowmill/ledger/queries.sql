@@ -35,7 +35,11 @@ update rowmill.runs set fingerprint = $3 where id = $1 and term = $2 and (finger
 update rowmill.runs set total = $4 where id = $1 and term = $2 and epoch = $3 returning id
 
 -- name: raise_limit
-update rowmill.runs set row_limit = $3, total = null where id = $1 and term = $2 returning *
+-- A run that has ended is open again from here on, whatever happens before its next epoch begins.
+update rowmill.runs
+set row_limit = $3, total = null, phase = 'Running', message = '', counts = null, finished_at = null
+where id = $1 and term = $2
+returning *
 
 -- name: save_phase
 update rowmill.runs
@@ -172,13 +176,18 @@ from unnest($1::bytea[], $3::int[], $4::float8[]) as g (d, seq, s)
 where c.digest = g.d and c.run = $2 and c.seq = g.seq and c.state = 0
 
 -- name: finish_claims
+-- Once: where two executed the row, the ledger keeps the outcome that came first, and duplicates are told the same.
 update rowmill.claims c
 set state = g.state, result = g.result::json, error_class = g.error_class, error_message = g.error_message,
     keep_until = clock_timestamp() + $3 * interval '1 second'
 from unnest($1::bytea[], $4::int[], $5::smallint[], $6::text[], $7::text[], $8::text[])
     as g (digest, seq, state, result, error_class, error_message)
-where c.digest = g.digest and c.run = $2 and c.seq = g.seq
+where c.digest = g.digest and c.run = $2 and c.seq = g.seq and c.state = 0
 
 -- name: expire_claims
-delete from rowmill.claims where digest in (
-    select digest from rowmill.claims where state <> 0 and keep_until < clock_timestamp() limit 10000)
+-- Ended ones whose time is over, and those whose owner did not come back for its next attempt. Answers how many.
+with gone as (
+    delete from rowmill.claims where digest in (
+        select digest from rowmill.claims where keep_until < clock_timestamp() limit 10000 for update skip locked)
+    returning 1)
+select count(*) from gone

@@ -210,9 +210,10 @@ class Runs:
                 yield outcomes
 
     async def expire_claims(self) -> None:
-        """Drop declared keys whose time is over, a bounded number at once."""
+        """Drop declared keys whose time is over, a bounded number to a statement."""
         async with self._pool.connection() as c:
-            await c.execute(statement("expire_claims"))
+            while await c.fetchval(statement("expire_claims")):
+                pass
 
 
 def _outcome(r: asyncpg.Record) -> Outcome:

@@ -7,6 +7,7 @@ own loop while Redis is away: `StoreUnavailable`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha1
@@ -21,13 +22,16 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
     ConnectionError,
     NoPermissionError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
+    TryAgainError,
 )
 
 from rowmill.errors import StoreUnavailable, StoreUnsafe
@@ -44,7 +48,12 @@ def place(url: str) -> str:
     return f"Redis at {parts.hostname or parts.path or 'localhost'}:{parts.port or 6379}"
 
 
-_TRANSIENT_REPLIES = ("OOM", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "MISCONF", "NOREPLICAS", "UNBLOCKED")
+_TRANSIENT_CLASSES = (OutOfMemoryError, ReadOnlyError, ClusterDownError, TryAgainError)
+_TRANSIENT_REPLY = re.compile(
+    # At the beginning, or after the place in a script where Redis 6 met it.
+    r"(?:^|: -)(?:OOM|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|LOADING|MISCONF|NOREPLICAS|UNBLOCKED|BUSY) "
+    r"|used memory > 'maxmemory'"
+)
 
 
 @contextmanager
@@ -60,7 +69,7 @@ def passing_failures(where: str) -> Iterator[None]:
         raise StoreUnsafe(
             f"{where}: {error}. Grant the user of ROWMILL_REDIS_URL the keys rowmill:* and all data commands."
         ) from error
-    except (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError, OSError) as error:
+    except (ConnectionError, TimeoutError, BusyLoadingError, OSError) as error:
         raise StoreUnavailable(f"{where}: {str(error) or type(error).__name__}") from error
     except ResponseError as error:
         if _is_transient(error):
@@ -69,8 +78,7 @@ def passing_failures(where: str) -> Iterator[None]:
 
 
 def _is_transient(error: ResponseError) -> bool:
-    text = str(error)
-    return text.startswith(_TRANSIENT_REPLIES) or "used memory > 'maxmemory'" in text
+    return isinstance(error, _TRANSIENT_CLASSES) or _TRANSIENT_REPLY.search(str(error)) is not None
 
 
 Command = tuple[Any, ...]
@@ -168,7 +176,7 @@ class RedisClient:
             for reply in replies:
                 if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
                     raise reply
-                if isinstance(reply, ResponseError) and _is_transient(reply):
+                if isinstance(reply, ResponseError) and (isinstance(reply, NoPermissionError) or _is_transient(reply)):
                     raise reply
         return replies
 

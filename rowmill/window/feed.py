@@ -53,14 +53,15 @@ class FeedWindow:
     async def append(self, epoch: int, shard: int, *, after: int, entries: Sequence[Entry]) -> int:
         """Append rows behind row `after` (0: the stream is new); returns the stream's length.
 
-        May be repeated after a lost reply. Raises WindowLost when the stream does not end where it must.
+        May be repeated after a lost reply. Raises WindowLost when the stream does not end where it must, ValueError
+        for a payload with a line break in it (no JSON object on one line has one).
         """
         keys = shard_keys(self._token, shard, epoch)
-        args: list[str | bytes | int] = [epoch, after]
-        for seq, payload in entries:
-            args.append(seq)
-            args.append(payload)
-        status, detail = await self._client.run(self._append, [keys.epoch, keys.stream], args)
+        ids = "".join([f"{seq}-0\n" for seq, _ in entries])
+        rows = b"\n".join([payload for _, payload in entries]) + b"\n"
+        if rows.count(b"\n") != len(entries):
+            raise ValueError(f"a payload of rows {entries[0].seq} to {entries[-1].seq} holds a line break")
+        status, detail = await self._client.run(self._append, [keys.epoch, keys.stream], [epoch, after, ids, rows])
         if status == 1:
             return int(detail)
         if status == 0 and detail == entries[-1].seq:

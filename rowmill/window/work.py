@@ -17,8 +17,19 @@ from rowmill.window.keys import FIELD, GROUP, alive_key, shard_keys
 FINISH_BLOCK = 1000
 """Rows to a finishing call: Lua unpacks a bounded number of arguments."""
 
+SMALLEST_TAKE = 32
+"""Rows that one read may bring however few are asked for: two of each shard, and asking fewer than 16 shards at once
+would make many round trips of an empty look at all of them."""
+
+DUE_SHARE = {False: 1, True: 3}
+"""Quarters of a read that are kept for due rows: the most of it while there are many, else as little as may be."""
+
 HEARTBEAT_SECONDS = 2.0
 """A consumer whose last heartbeat is older than this counts as silent."""
+
+
+LOST = -1
+"""In place of attempts: a delivery that never arrived. What the window knows of its attempts stays as it is."""
 
 
 class EpochOver(RowmillError):
@@ -67,28 +78,45 @@ class WorkWindow:
         self._due, self._finish, self._schedule = Script("due"), Script("finish"), Script("schedule")
         self._started, self._unscheduled = Script("started"), Script("unscheduled")
         self._orphans, self._drop = Script("orphans"), Script("drop_consumer")
+        self._next = 0
+        self._many_due = False
 
     async def take(self, count: int) -> list[Delivery]:
-        """Up to about `count` rows, those that are due first, from every shard in one round trip; none is legal."""
-        each = max(1, -(-count // self.shards))
-        commands: list[Command] = [
-            self._due.command([k.epoch, k.stream, k.due, k.tries, k.deaths], [self.epoch, GROUP, self.consumer, each])
-            for k in self._keys
-        ]
-        commands += [
-            ("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", each, "STREAMS", k.stream, ">") for k in self._keys
-        ]
+        """Rows from all shards, those that are due first: at most `count`, or `SMALLEST_TAKE` where that is more.
+
+        Where `count` allows every shard is asked in one round trip, else one group of shards after the other, until
+        there is a row: an empty answer says that no shard has any.
+        """
+        asked = min(self.shards, max(SMALLEST_TAKE, count) // 2)
+        each = max(2, count // asked)
+        for _ in range(-(-self.shards // asked)):
+            shards = [(self._next + n) % self.shards for n in range(asked)]
+            self._next = (self._next + asked) % self.shards
+            due = max(1, each * DUE_SHARE[self._many_due] // 4)
+            if rows := await self._take(shards, due=due, new=each - due):
+                return rows
+        return []
+
+    async def _take(self, shards: Sequence[int], *, due: int, new: int) -> list[Delivery]:
+        """Rows of some shards, in one round trip: up to `due` and up to `new` of each."""
+        commands: list[Command] = []
+        for k in (self._keys[shard] for shard in shards):
+            keys = [k.epoch, k.stream, k.due, k.tries, k.deaths]
+            commands.append(self._due.command(keys, [self.epoch, GROUP, self.consumer, due]))
+        for k in (self._keys[shard] for shard in shards):
+            commands.append(("XREADGROUP", "GROUP", GROUP, self.consumer, "COUNT", new, "STREAMS", k.stream, ">"))
         replies = await self._client.many(commands, scripts=[self._due])
         rows: list[Delivery] = []
         over: object = None
-        for shard, reply in enumerate(replies[: self.shards]):
+        for shard, reply in zip(shards, replies[: len(shards)], strict=True):
             if unknown_group(reply):
                 over = reply
             elif isinstance(reply, Exception):
                 raise reply
             else:
                 rows += [Delivery(shard, _seq(i), payload, tries, deaths) for i, payload, tries, deaths in reply]
-        for shard, reply in enumerate(replies[self.shards :]):
+        self._many_due = 2 * len(rows) > due * len(shards)
+        for shard, reply in zip(shards, replies[len(shards) :], strict=True):
             if unknown_group(reply):
                 over = reply
             elif isinstance(reply, Exception):
@@ -121,8 +149,8 @@ class WorkWindow:
         commands: list[Command] = []
         for shard, seqs in seqs_by_shard.items():
             for start in range(0, len(seqs), FINISH_BLOCK):
-                ids = [f"{seq}-0" for seq in seqs[start : start + FINISH_BLOCK]]
-                commands.append(self._finish.command(self._keys[shard], [self.epoch, GROUP, *ids]))
+                ids = "".join([f"{seq}-0\n" for seq in seqs[start : start + FINISH_BLOCK]])
+                commands.append(self._finish.command(self._keys[shard], [self.epoch, GROUP, ids]))
         replies = await self._client.many(commands, scripts=[self._finish])
         for reply in replies:
             if isinstance(reply, Exception):
@@ -140,6 +168,11 @@ class WorkWindow:
         if n == -1:
             raise EpochOver(f"epoch {self.epoch} is over")
         return n
+
+    async def reschedule_lost(self, shard: int, seqs: Sequence[int]) -> None:
+        """Give everyone, at once, rows that are pending with us and that nobody has scheduled by now."""
+        for start in range(0, len(seqs), FINISH_BLOCK):
+            await self.schedule(shard, [Later(seq, 0.0, LOST) for seq in seqs[start : start + FINISH_BLOCK]])
 
     async def mark_started(self, shard: int, seqs: Sequence[int], *, alone: bool) -> None:
         """Note, before they start, that suspect rows start here (`alone`: with nothing else running)."""

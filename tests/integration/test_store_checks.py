@@ -112,7 +112,6 @@ async def test_postgres_without_that_database(postgres_dsn: str) -> None:
         "postgresql://user:p/s3cret@127.0.0.1:5432/db",
         "host=127.0.0.1 user=me password=s3cret",
         "redis://127.0.0.1:6379",
-        "",
     ],
 )
 async def test_a_dsn_that_is_none(dsn: str) -> None:

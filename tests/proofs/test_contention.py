@@ -15,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from rowmill.identity import RunIdentity
 from rowmill.ledger import RunRecord
+from rowmill.outcome import Outcome, State
 from rowmill.status import Phase
 from rowmill.window import EpochOver, Later
 from rowmill.window.connect import unknown_group
@@ -168,6 +169,13 @@ class Crowd:
     meddler: Meddler
     driving: asyncio.Task[Any]
 
+    async def executed(self, rows: int) -> None:
+        """Wait for so many executions."""
+        await eventually(lambda: len(self.book.executions) >= rows or self.driving.done(), within=120, poll=0.005)
+        if len(self.book.executions) < rows:
+            await self.driving
+            raise AssertionError(f"the run ended after {len(self.book.executions)} executions, before {rows}")
+
 
 @asynccontextmanager
 async def crowd(folder: Path, *, redis_url: str, postgres_dsn: str, rows: int) -> AsyncIterator[Crowd]:
@@ -186,10 +194,11 @@ async def crowd(folder: Path, *, redis_url: str, postgres_dsn: str, rows: int) -
             await stack.enter_async_context(here.worker(job, executor=Recorded(book, n), reached=book.reached(n)))
             for n in range(WORKERS)
         ]
-        await eventually(lambda: bool(book.executions))
+        run = Crowd(here, book, workers, meddler, driving)
+        await run.executed(1)
         meddling = asyncio.create_task(meddler.run())
         try:
-            yield Crowd(here, book, workers, meddler, driving)
+            yield run
             status = await driving
         finally:
             driving.cancel()
@@ -208,7 +217,7 @@ async def crowd(folder: Path, *, redis_url: str, postgres_dsn: str, rows: int) -
 async def test_no_row_is_executed_by_two_at_once_nor_twice(tmp_path: Path, redis_url: str, postgres_dsn: str) -> None:
     rows = 45_000
     async with crowd(tmp_path, redis_url=redis_url, postgres_dsn=postgres_dsn, rows=rows) as run:
-        await eventually(lambda: len(run.book.executions) >= rows // 2, within=120)
+        await run.executed(rows // 2)
         buried = await run.meddler.bury_the_living()
     print(f"{rows} rows, {run.meddler.forced} of them forced to be delivered again, {buried} taken from the living")
     assert run.meddler.forced > rows // 5, "too little contention to show anything"
@@ -218,6 +227,55 @@ async def test_no_row_is_executed_by_two_at_once_nor_twice(tmp_path: Path, redis
     assert not run.book.at_once, f"executed by two at once: {run.book.at_once[:3]}"
     assert not run.book.too_many(), f"executed again: {list(run.book.too_many().items())[:3]}"
     assert len(run.book.executions) == rows
+
+
+@pytest.mark.timeout(240)
+async def test_overlapping_claims_of_large_blocks(tmp_path: Path, redis_url: str, postgres_dsn: str) -> None:
+    """Everybody claims the same large blocks, so that others commit and unlock while a claim is being answered.
+
+    This is where a look-up in the locking statement fails: its snapshot is older than the locks that it takes last.
+    """
+    rows, block = 45_000, 1000
+    async with lab(tmp_path, redis_url=redis_url, postgres_dsn=postgres_dsn, connections=WORKERS) as here:
+        record = await here.ledger.runs.ensure(
+            RunIdentity("test", "default", "claims", "1"), frozen={}, shards=1, row_limit=None
+        )
+        executed: Counter[int] = Counter()
+        running: set[int] = set()
+        elsewhere = 0
+
+        async def claimant(name: str, rng: random.Random) -> None:
+            nonlocal elsewhere
+            session = here.ledger.lock_session(record, consumer=name)
+            work = here.ledger.work(record, worker=name)
+            await session.open()
+            ahead = 0  # blocks behind this one are done
+            while ahead * block < rows:
+                seqs = list(range(ahead * block + 1, ahead * block + block + 1))
+                rng.shuffle(seqs)
+                claim = await session.claim(seqs, 0)
+                elsewhere += len(claim.elsewhere)
+                # Piece by piece, so that rows are committed and unlocked while others ask for the same block.
+                for start in range(0, len(claim.ours), 100):
+                    mine = claim.ours[start : start + 100]
+                    assert not running & set(mine), "executed by two at once"
+                    running.update(mine)
+                    executed.update(mine)
+                    await work.commit([Outcome(seq, State.SUCCEEDED, 1, "1") for seq in mine], generation=0)
+                    running.difference_update(mine)
+                    await session.release(mine)
+                ahead += len(claim.done) == block
+                if len(claim.elsewhere) == block:
+                    await asyncio.sleep(0.002)
+            await session.close()
+
+        async with asyncio.TaskGroup() as group:
+            for n in range(WORKERS):
+                group.create_task(claimant(f"w{n}", random.Random(n)))
+        print(f"{rows} rows, found {elsewhere} times locked elsewhere; {executed.total() - rows} executed again")
+        assert elsewhere > rows, "too little contention to show anything"
+        assert set(executed) == set(range(1, rows + 1))
+        assert executed.total() == rows, f"executed again: {executed.total() - rows}"
 
 
 @pytest.mark.timeout(240)
@@ -232,8 +290,7 @@ async def test_lost_lock_sessions_cost_no_more_than_what_was_in_flight(
     ) as run:
         postgres = await asyncpg.connect(private_servers.postgres_dsn)
         for n in range(1, cuts + 1):
-            due = n * rows // (cuts + 1)
-            await eventually(partial(lambda due: len(run.book.executions) >= due, due), poll=0.005)
+            await run.executed(n * rows // (cuts + 1))
             lost.append(await cut(run, postgres))
         await postgres.close()
     for in_flight in lost:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rowmill.errors import InvalidInput, SourceChanged
+from rowmill.ledger import Ledger
 from rowmill.status import Phase, RunStatus
 from tests.support.endpoint import spawn
 from tests.support.engine_here import EngineHere, outcomes_reach
@@ -84,6 +85,32 @@ async def test_limit_raised_and_lowered(rig: Rig) -> None:
     assert (status.phase, status.total, status.succeeded) == (Phase.COMPLETE, ROWS, ROWS)
     assert calls_of(rig, 150) == list(range(151, ROWS + 1))
     (await rig.history()).assert_clean(allowed_duplicates=0)
+
+
+async def test_killed_right_after_the_limit_was_raised(rig: Rig) -> None:
+    """The ledger has the new limit, no epoch has begun: the run is not taken for complete."""
+    source = {"uri": str(rig.source)}
+    await drive(rig, source=source | {"limit": 100})
+    ledger = await Ledger.connect(rig.postgres_dsn)
+    await ledger.runs.raise_limit(await rig.record(), ROWS)
+    await ledger.close()
+    status = await drive(rig, source=source | {"limit": ROWS})
+    assert (status.phase, status.total, status.succeeded) == (Phase.COMPLETE, ROWS, ROWS)
+    (await rig.history()).assert_clean(allowed_duplicates=0)
+
+
+async def test_limit_lowered_before_anything_was_fed(rig: Rig) -> None:
+    source = {"uri": str(rig.source)}
+    assert (await drive(rig, suspend=True)).phase is Phase.SUSPENDED
+    await rig.endpoint.hold()
+    rig.job(source=source | {"limit": 50})
+    async with EngineHere(rig) as engine:
+        await rig.endpoint.wait(in_flight=1)
+        engine.stop()
+        await engine.ended()
+    await rig.endpoint.release()
+    status = await drive(rig, source=source | {"limit": 50})
+    assert (status.phase, status.total, status.epoch) == (Phase.COMPLETE, 50, 1)
 
 
 async def test_what_must_not_change_is_refused(rig: Rig) -> None:

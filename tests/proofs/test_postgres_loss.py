@@ -173,12 +173,12 @@ async def test_a_ledger_gone_back_under_a_live_engine(rig: Rig) -> None:
     """No session is cut, so that the engine's own writes are the first to meet it. Nobody has taken the run over: it is
     not superseded, and goes on."""
 
-    async def at(stage: str, nth: int) -> None:
-        if (stage, nth) == ("append", 2):
-            await rig.sql("update rowmill.runs set epoch = 0, term = 0")
-
+    await rig.endpoint.hold()
     await rig.start_worker(wait=False)
-    async with EngineHere(rig, at=at, window_rows=WINDOW) as engine:
+    async with EngineHere(rig, window_rows=WINDOW) as engine:
+        await rig.endpoint.wait(in_flight=32)
+        await rig.sql("update rowmill.runs set epoch = 0, term = 0")
+        await rig.endpoint.release()
         status = await engine.ended()
     assert (status.phase, status.succeeded, status.epoch) == (Phase.COMPLETE, ROWS, 2)
     assert "the ledger went back in time" in engine.log.reasons("a store is away; waiting")[0]

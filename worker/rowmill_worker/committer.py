@@ -23,6 +23,8 @@ from rowmill_worker.held import HeldRow
 LINGER_SECONDS = 0.004
 GROUP_ENOUGH = 300
 GROUP_MAX = 1000
+GROUP_BYTES = 8 * 1024 * 1024
+"""Results in one statement: both sides hold it whole, and a server refuses one of a gigabyte for good."""
 RETRY_SECONDS = (0.1, 5.0)
 
 
@@ -49,6 +51,8 @@ class Committer:
         self._wake = asyncio.Event()
         self._enough = asyncio.Event()
         self._closing = False
+        self.bytes = 0
+        """Of the results that wait here."""
         self.away: str | None = None
         """Why outcomes cannot be written right now, or None."""
 
@@ -57,8 +61,9 @@ class Committer:
 
     def add(self, row: HeldRow) -> None:
         self._rows.append(row)
+        self.bytes += _size(row)
         self._wake.set()
-        if len(self._rows) >= GROUP_ENOUGH:
+        if len(self._rows) >= GROUP_ENOUGH or self.bytes >= GROUP_BYTES:
             self._enough.set()
 
     def close(self) -> None:
@@ -71,13 +76,28 @@ class Committer:
             await self._wake.wait()
             self._wake.clear()
             while self._rows:
-                if len(self._rows) < GROUP_ENOUGH and not self._closing:
+                if len(self._rows) < GROUP_ENOUGH and self.bytes < GROUP_BYTES and not self._closing:
                     await set_within(self._enough, LINGER_SECONDS)
-                group, self._rows = self._rows[:GROUP_MAX], self._rows[GROUP_MAX:]
+                group = self._take_group()
                 self._enough.clear()
                 group.sort(key=lambda row: row.generation)
                 for _, rows in groupby(group, key=lambda row: row.generation):
                     await self._commit(list(rows))
+
+    def _take_group(self) -> list[HeldRow]:
+        """The rows that came first, bounded in number and in bytes; at least one."""
+        if len(self._rows) <= GROUP_MAX and self.bytes <= GROUP_BYTES:
+            group, self._rows, self.bytes = self._rows, [], 0
+            return group
+        count, total = 0, 0
+        for row in self._rows[:GROUP_MAX]:
+            size = _size(row)
+            if count and total + size > GROUP_BYTES:
+                break
+            count, total = count + 1, total + size
+        group, self._rows = self._rows[:count], self._rows[count:]
+        self.bytes -= total
+        return group
 
     async def _commit(self, rows: list[HeldRow]) -> None:
         began = time.perf_counter()
@@ -123,3 +143,9 @@ class Committer:
             + reason.encode("ascii", "replace").decode().replace("\x00", "")[:500],
         )
         self._refused(row, reason)
+
+
+def _size(row: HeldRow) -> int:
+    """Of what may be large in an outcome: its characters, close enough to its bytes."""
+    outcome = row.outcome
+    return len(outcome.result) if outcome is not None and outcome.result is not None else 0

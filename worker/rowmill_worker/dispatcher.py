@@ -20,6 +20,7 @@ from typing import Any
 
 from rowmill.errors import StoreUnavailable
 from rowmill.ledger import LockSession
+from rowmill.tasks import end_tasks, set_within
 from rowmill.window import EpochOver, WorkWindow
 from rowmill_worker.backoff import Retry, RetryPolicy, decide
 from rowmill_worker.executors.protocol import Attempt, Executor, RowError
@@ -92,6 +93,7 @@ class Dispatcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
+        self._one_alone = False
         self.taken = asyncio.Event()
         """Set whenever rows were taken from the queue: there may be room to read more."""
 
@@ -113,10 +115,11 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Start what may start now."""
-        if self._draining or not self._may_start():
+        if self._draining or self._one_alone or not self._may_start():
             return
         if self._alone:
             if self._gate.processing == 0 and self._gate.try_acquire():
+                self._one_alone = True  # until its slot ends: out of the queue it is still to have no company
                 self._start_slot(self._run_alone())
             return
         about_to_take = len(self._slots) - len(self._running)
@@ -134,6 +137,7 @@ class Dispatcher:
         self._slots.discard(task)
         self._gate.release()
         if not self._slots:
+            self._one_alone = False
             self._idle.set()
         error = None if task.cancelled() else task.exception()
         if error is not None:
@@ -159,10 +163,10 @@ class Dispatcher:
             await self._run(row, task)
 
     async def _run(self, row: HeldRow, task: asyncio.Task[None]) -> None:
-        if row.session != self._locks.number or not self._locks.is_open:
-            self._put_back(row, 0.0)  # claimed by a session that is gone: it must be claimed again
-            return
         if row.suspect and not await self._note_start(row):
+            return
+        if self._draining or row.session != self._locks.number or not self._locks.is_open:
+            self._put_back(row, 0.0)  # claimed by a session that is gone (it must be claimed again), or too late
             return
         row.started = self._now()
         row.attempts += 1
@@ -236,8 +240,8 @@ class Dispatcher:
             now = self._now()
             limit = self._rules.timeout + OVERDUE_GRACE
             for row, task in list(self._running.items()):
-                if now - row.started > limit and not row.overdue:
-                    row.overdue = True
+                if now - row.started > limit + row.overdue * OVERDUE_GRACE:
+                    row.overdue += 1  # and again: an executor, or a library under it, may lose a cancel
                     task.cancel()
             self._hand_back_late(now)
             self.pump()
@@ -274,9 +278,16 @@ class Dispatcher:
             async with asyncio.timeout(grace):
                 await self._idle.wait()
         except TimeoutError:
-            for task in set(self._running.values()):
-                task.cancel()
-            await self._idle.wait()
+            while self._slots:
+                for task in set(self._running.values()):
+                    task.cancel()
+                await set_within(self._idle, OVERDUE_GRACE)  # and again: a cancel may be lost
+
+    async def abandon(self) -> None:
+        """End every slot now; rows that ran are put back as far as somebody still takes them. For a worker that breaks
+        off: its executor must not be closed under a call."""
+        self._draining = True
+        await end_tasks(self._slots)
 
 
 def _this_task() -> asyncio.Task[None]:

@@ -22,7 +22,8 @@ from rowmill.window import Delivery
 
 @dataclass(slots=True, eq=False)
 class HeldRow:
-    """One row in this worker's hands. `session` is the number of the lock session that claimed it."""
+    """One row in this worker's hands. `session` is the number of the lock session that claimed it, `overdue` how often
+    it was cancelled for running past its timeout."""
 
     seq: int
     shard: int
@@ -39,7 +40,7 @@ class HeldRow:
     key_lock: int | None = None
     ready_since: float = 0.0
     started: float = 0.0
-    overdue: bool = False
+    overdue: int = 0
     releasing: bool = False
     outcome: Outcome | None = None
     delay: float | None = None

@@ -73,15 +73,26 @@ class SessionKeeper:
         """Lock what runs again. A row that ended meanwhile must not keep the lock that we just took for it."""
         if not running:
             return
-        got = set(await self._locks.relock([row.seq for row in running]))
+        rows = set(await self._locks.relock([row.seq for row in running]))
+        # Without its key's lock the next row that asks for the key would be executed beside this one.
+        keyed = [(row, row.key_lock) for row in running if row.key_lock is not None and row.seq in rows]
+        locked = await self._locks.lock_keys([key for _, key in keyed]) if keyed else []
         ended = []
         for row in running:
-            if row.seq in got:
-                if row.releasing:
-                    ended.append(row.seq)
-                else:
-                    row.session = self._locks.number
-                    row.key_lock = None  # lost with the session; the claim in the ledger still names us
+            if row.seq not in rows:
+                continue
+            if row.releasing:
+                ended.append(row.seq)
+            else:
+                row.session = self._locks.number
+        ended_keys = []
+        for (row, key), ours in zip(keyed, locked, strict=True):
+            if not ours:
+                row.key_lock = None
+            elif row.releasing:
+                ended_keys.append(key)
+        if ended_keys:
+            await self._locks.release_keys(ended_keys)
         if ended:
             await self._locks.release(ended)
 

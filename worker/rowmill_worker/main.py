@@ -130,7 +130,10 @@ async def _work(
     rng = random.Random(secrets.randbits(64))
     consumer = f"{settings.name}-{secrets.token_hex(4)}"
     resolved = worker_job(job, record.identity, environ=os.environ)
-    capacity = await ledger.runs.capacity()
+    capacity = await _patiently(ledger.runs.capacity, stop=stop, log=log)
+    if capacity is None:
+        await executor.close()
+        return 0
     worker = Worker(
         record=record,
         job=resolved,
@@ -144,7 +147,9 @@ async def _work(
             request_id=lambda row: request_id(record.identity, row),
             now=asyncio.get_running_loop().time,
         ),
-        budget=rows_a_worker(capacity, workers=resolved.workers, concurrency=resolved.concurrency),
+        budget=rows_a_worker(
+            capacity, workers=resolved.workers, concurrency=resolved.concurrency, locks_a_row=resolved.locks_a_row
+        ),
         rng=rng,
         reached=settings.reached,
     )

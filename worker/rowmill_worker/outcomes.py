@@ -20,7 +20,7 @@ _encode = msgspec.json.Encoder().encode
 def succeeded(row: HeldRow, result: Any) -> Outcome:
     """The outcome of an answer. Raises RowError when the answer arrived but cannot be recorded as it is."""
     try:
-        text = _encode(result).decode()
+        encoded = _encode(result)
     except UnicodeEncodeError:
         raise RowError(
             "InvalidText",
@@ -29,12 +29,13 @@ def succeeded(row: HeldRow, result: Any) -> Outcome:
         ) from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise RowError("InvalidAnswer", f"the result is no JSON value: {error}", retryable=False) from None
-    if len(text) > MAX_RESULT_BYTES:
+    if len(encoded) > MAX_RESULT_BYTES:
         raise RowError(
             "ResultTooLarge",
-            f"the result has {len(text):,} bytes, at most {MAX_RESULT_BYTES:,} are kept: narrow `result` down",
+            f"the result has {len(encoded):,} bytes, at most {MAX_RESULT_BYTES:,} are kept: narrow `result` down",
             retryable=False,
         )
+    text = encoded.decode()
     if "\\u0000" in text and _has_nul(result):
         raise RowError(
             "InvalidText", "the answer arrived, but holds a NUL character, which Postgres cannot store", retryable=False

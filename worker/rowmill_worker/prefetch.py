@@ -9,7 +9,7 @@ AHEAD_SECONDS = 0.25
 
 
 def rows_to_read(
-    *, concurrency: int, rows_per_second: float, waiting: int, held: int, held_bytes: int, shards: int, budget: int
+    *, concurrency: int, rows_per_second: float, waiting: int, held: int, held_bytes: int, budget: int
 ) -> int:
     """Rows to ask for now; 0 when enough are at hand.
 
@@ -22,8 +22,8 @@ def rows_to_read(
         return 0
     if held:
         mean = max(1, held_bytes // held)
-        room = min(room, max(shards, (MAX_BYTES - held_bytes) // mean))
-    # A read of one row a shard costs as much as one of fifty: wait until it is worth it.
+        room = min(room, max(1, (MAX_BYTES - held_bytes) // mean))
+    # A read of a few rows costs as much as one of fifty: wait until it is worth it.
     return room if room >= max(1, target // 4) else 0
 
 

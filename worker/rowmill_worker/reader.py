@@ -119,15 +119,13 @@ class Reader:
             return
         now = self._now()
         if now >= self._recover_at:
-            await self._recover(window)
-            self._recover_at = now + RECOVER_EVERY_SECONDS
+            self._recover_at = now + (RECOVER_EVERY_SECONDS if await self._recover(window) else RETRY_SECONDS[1])
         wanted = rows_to_read(
             concurrency=self._concurrency(),
             rows_per_second=self._rate.value,
             waiting=self._pipeline.waiting,
             held=len(self._held),
             held_bytes=self._held.bytes,
-            shards=window.shards,
             budget=self._budget,
         )
         if wanted <= 0:
@@ -159,13 +157,20 @@ class Reader:
             self._last_generation = turn.generation
         return self.window
 
-    async def _recover(self, window: WorkWindow) -> None:
-        """Rows pending with us that we do not hold and nobody scheduled: lost deliveries. Schedule them."""
-        for shard in range(window.shards):
-            lost = [seq for seq in await window.unscheduled(shard) if seq not in self._held]
-            for start in range(0, len(lost), 1000):
-                # Attempts are kept by the window; 0 here leaves what it knows as it is.
-                await window.schedule(shard, [Later(seq, 0.0, 0) for seq in lost[start : start + 1000]])
+    async def _recover(self, window: WorkWindow) -> bool:
+        """Rows pending with us that we do not hold and nobody scheduled: lost deliveries. Schedule them.
+
+        False when that failed. Reading goes on then: a Redis that is full takes no schedule, and what frees its memory
+        is rows that end.
+        """
+        try:
+            for shard in range(window.shards):
+                lost = [seq for seq in await window.unscheduled(shard) if seq not in self._held]
+                await window.reschedule_lost(shard, lost)
+        except StoreUnavailable as error:
+            self._pipeline.store_away(error)
+            return False
+        return True
 
     async def _admit(self, window: WorkWindow, rows: list[Delivery]) -> None:
         assert self._turn is not None

@@ -42,7 +42,8 @@ from rowmill_worker.release import Releaser
 from rowmill_worker.sweeper import Sweeper
 
 BACKLOG_MAX = 5000
-"""Outcomes waiting to be written, past which no row is started."""
+BACKLOG_BYTES = 64 * 1024 * 1024
+"""Outcomes waiting to be written, and the bytes of their results, past which no row is started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,11 @@ class Job:
     rows: RowReader
     dedupe: DedupeRule | None = None
     keep_keys_seconds: float = 0.0
+
+    @property
+    def locks_a_row(self) -> int:
+        """Advisory locks that a row needs: its own and, where keys are declared, that of its key."""
+        return 1 if self.dedupe is None else 2
 
 
 def _nothing(stage: str, seqs: Sequence[int]) -> None:
@@ -176,7 +182,10 @@ class Worker:
         return self._reader.window
 
     def _may_start(self) -> bool:
-        return self._locks.is_open and len(self._committer) < BACKLOG_MAX and self._committer.away is None
+        committer = self._committer
+        if len(committer) >= BACKLOG_MAX or committer.bytes >= BACKLOG_BYTES:
+            return False
+        return self._locks.is_open and committer.away is None
 
     @property
     def waiting(self) -> int:
@@ -204,6 +213,8 @@ class Worker:
         self._reached("committed", [row.seq for row in rows])
         self._rate.add(len(rows), self._now())
         self._events.committed(rows)
+        for row in rows:
+            row.outcome = None  # recorded: a slow Redis must not keep results in memory
         self._releaser.add(rows)
         self._dispatcher.pump()
 
@@ -282,6 +293,7 @@ class Worker:
                 await self._leave(pulse, beating)
         finally:
             await end_tasks([*waiters, *background, committing, releasing, reading])
+            await self._dispatcher.abandon()
             await self._locks.close()
         if self._failure is not None:
             raise self._failure

@@ -136,10 +136,10 @@ class Conductor:
         if not self._leadership.holds(self._record.id):
             raise StoreUnavailable("the session that holds this run's leadership is lost")
         last_seqs = list(self._state.last_seqs)
+        fed = feeding.done()  # before the look: an empty window says nothing of what is appended after it
         looks = await self._tools.window.look(self._record.epoch)
         if not window_trusted(looks, epoch=self._record.epoch, last_seqs=last_seqs):
             raise WindowLost("the window does not hold what was fed: Redis was wiped or went back in time")
-        fed = feeding.done()
         if fed:
             await self._fed(feeding.result())
         if counting.done():

@@ -34,7 +34,7 @@ from rowmill_operator.engine.autoscaler import Autoscaler, Scaling
 from rowmill_operator.engine.conductor import Conductor, Rules, Tools, Verdict
 from rowmill_operator.engine.feeder import FeedState, WindowBounds
 from rowmill_operator.engine.gaps import take_census
-from rowmill_operator.engine.lifecycle import FailureRule, ended, limit_lowered, limit_raised, reopens, window_trusted
+from rowmill_operator.engine.lifecycle import FailureRule, ended, limit_changes, limit_lowered, reopens, window_trusted
 from rowmill_operator.engine.ports import Fleet, StatusSink
 from rowmill_operator.engine.progress import RateMeter
 
@@ -215,7 +215,7 @@ class Engine:
     ) -> RunStatus:
         source = await self._open_source(record)
         generation = max(record.generation, self._job.spec.retry_generation)
-        if limit_raised(record, self._row_limit):
+        if limit_changes(record, self._row_limit):
             record = await self._ledger.runs.raise_limit(record, self._row_limit)
             resumable = False
         else:
@@ -256,7 +256,9 @@ class Engine:
         spec = self._job.spec
         policy = spec.failure_policy
         capacity = await self._ledger.runs.capacity()
-        allowed = workers_allowed(capacity, concurrency=effective_concurrency(spec, {}))
+        allowed = workers_allowed(
+            capacity, concurrency=effective_concurrency(spec, {}), locks_a_row=2 if spec.dedupe else 1
+        )
         return Rules(
             failure=FailureRule(policy.max_failed_percent, policy.min_processed_rows) if policy else None,
             deadline_seconds=spec.active_deadline_seconds,
@@ -338,9 +340,9 @@ class Engine:
             known = self._status.total
             counts = (await take_census(self._ledger.runs, record, total=known)).counts if known else None
             await self._ledger.runs.save_phase(record, verdict.phase, verdict.message, counts)
-        await self._ledger.runs.expire_claims()
         await window.close(record.epoch)
         await self._fleet.scale(0)
         total = self._status.total if record.total is None else record.total
         await self._report(await self._final(replace(record, total=total), verdict.phase, verdict.message, counts))
+        await self._ledger.runs.expire_claims()  # last: of many that takes a while
         return self._status

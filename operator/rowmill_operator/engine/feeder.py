@@ -24,9 +24,12 @@ from rowmill.sources import Source
 from rowmill.window import FeedWindow, ShardLook
 
 CHECKPOINT_SECONDS = 2.0
-ROOM_POLL_SECONDS = 0.02
+ROOM_POLL_SECONDS = (0.02, 0.5)
+"""Between looks for room: the longer nothing drains, the seldomer. Fifty jobs that wait must not keep a core busy."""
 BLOCK_ROWS_A_SHARD = 1000
 BLOCK_BYTES = 4 * 1024 * 1024
+CALL_BYTES = 1024 * 1024
+"""Bytes of payload to one append."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +103,9 @@ class Feeder:
     async def run(self) -> int:
         """Feed to the end. May be cancelled at any point; what is half done is repeated harmlessly."""
         loop = asyncio.get_running_loop()
-        blocks = self._source.blocks(
-            self._state.position, max_rows=BLOCK_ROWS_A_SHARD * self._record.shards, max_bytes=BLOCK_BYTES
-        )
+        # A block larger than the window would wait for it to be empty, and then overflow it.
+        most = min(BLOCK_ROWS_A_SHARD * self._record.shards, max(1, self._bounds.rows // 4))
+        blocks = self._source.blocks(self._state.position, max_rows=most, max_bytes=BLOCK_BYTES)
         saved = self._now()
         ahead = loop.run_in_executor(self._threads, _next_block, blocks)
         try:
@@ -141,7 +144,7 @@ class Feeder:
         rows = sum(map(len, split))
         if not rows:
             return
-        size = sum(len(entry.payload) for entries in split for entry in entries)
+        size = sum([len(payload) for entries in split for _, payload in entries])
         await self._wait_for_room(rows, size)
         await asyncio.gather(*(self._append(shard, entries) for shard, entries in enumerate(split) if entries))
         self._state.rows += rows
@@ -154,11 +157,13 @@ class Feeder:
 
     async def _wait_for_room(self, rows: int, size: int) -> None:
         """Wait until the window has drained enough. What was appended since the last look is counted as still there."""
+        poll = ROOM_POLL_SECONDS[0]
         while not has_room(self._looks, rows=rows, size=size, bounds=self._bounds):
             self._looks = await self._window.look(self._record.epoch)
             if has_room(self._looks, rows=rows, size=size, bounds=self._bounds):
                 break
-            await asyncio.sleep(ROOM_POLL_SECONDS)
+            await asyncio.sleep(poll)
+            poll = min(poll * 1.5, ROOM_POLL_SECONDS[1])
         share = len(self._looks) or 1
         self._looks = [
             ShardLook(
@@ -174,11 +179,14 @@ def _next_block(blocks: Iterator[Block]) -> Block | None:
 
 def _in_parts(entries: list[Entry]) -> Iterator[list[Entry]]:
     """Calls of a bounded size: Redis runs a script to its end before it serves anybody else."""
+    if sum([len(payload) for _, payload in entries]) <= CALL_BYTES:
+        yield entries
+        return
     cuts = [0]
     size = 0
     for index, entry in enumerate(entries):
         size += len(entry.payload)
-        if size > 1_048_576 and index > cuts[-1]:
+        if size > CALL_BYTES and index > cuts[-1]:
             cuts.append(index)
             size = len(entry.payload)
     yield from (entries[a:b] for a, b in pairwise([*cuts, len(entries)]))

@@ -56,6 +56,11 @@ def limit_raised(record: RunRecord, row_limit: int | None) -> bool:
     return row_limit is None or row_limit > record.row_limit
 
 
+def limit_changes(record: RunRecord, row_limit: int | None) -> bool:
+    """Whether the ledger has to learn another `source.limit`: a raised one, or any before something was fed."""
+    return limit_raised(record, row_limit) or (record.epoch == 0 and row_limit != record.row_limit)
+
+
 def limit_lowered(record: RunRecord, row_limit: int | None) -> bool:
     """Whether `source.limit` now lets fewer rows in: refused, as some of them may have been paid for."""
     return record.epoch > 0 and row_limit is not None and (record.row_limit is None or row_limit < record.row_limit)

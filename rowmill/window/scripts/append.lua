@@ -1,5 +1,6 @@
 -- Append a block of rows to one shard, or nothing at all.
--- KEYS: epoch, stream.  ARGV: epoch, seq of the last row that must be there, then seq and payload of each row.
+-- KEYS: epoch, stream.  ARGV: epoch, seq of the last row that must be there, ids of the rows, payloads of the rows; the
+-- last two hold a line a row. (Cutting two texts into lines takes a third of the time of two arguments a row.)
 -- Answers {1, length}, or {0, last seq found} when the stream does not end where the engine left it
 -- (wiped, rolled back, another engine), or {-1, open epoch} when this epoch is not the open one.
 local open = redis.call('GET', KEYS[1])
@@ -11,7 +12,12 @@ for i = 1, #info, 2 do
   if info[i] == 'last-generated-id' then last = string.match(info[i + 1], '^%d+') end
 end
 if last ~= ARGV[2] then return {0, tonumber(last)} end
-for i = 3, #ARGV, 2 do
-  redis.call('XADD', KEYS[2], ARGV[i] .. '-0', 'r', ARGV[i + 1])
+local call, find, sub = redis.call, string.find, string.sub
+local stream, ids, rows = KEYS[2], ARGV[3], ARGV[4]
+local id_at, row_at, size = 1, 1, #rows
+while row_at <= size do
+  local id_end, row_end = find(ids, '\n', id_at, true), find(rows, '\n', row_at, true)
+  call('XADD', stream, sub(ids, id_at, id_end - 1), 'r', sub(rows, row_at, row_end - 1))
+  id_at, row_at = id_end + 1, row_end + 1
 end
 return {1, redis.call('XLEN', KEYS[2])}

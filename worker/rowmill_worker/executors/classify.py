@@ -43,7 +43,7 @@ _HINTS: Final = {
     413: "the request is too large for the endpoint",
     415: "check the Content-Type in spec.executor.http.headers",
     422: "the endpoint refuses this row's content; check spec.executor.http.body",
-    429: "too many requests; lower spec.concurrency.perWorker or set spec.limits",
+    429: "too many requests; lower spec.concurrency.perWorker or spec.workers.maxReplicas",
 }
 
 
