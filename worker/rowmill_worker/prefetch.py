@@ -18,13 +18,14 @@ def rows_to_read(
     """
     target = min(MAX_ROWS, max(concurrency, int(rows_per_second * AHEAD_SECONDS)), budget)
     room = min(target - waiting, budget - held)
-    if held_bytes >= MAX_BYTES:
+    # A read of a few rows costs as much as one of fifty: wait until it is worth it.
+    if room < max(1, target // 4) or held_bytes >= MAX_BYTES:
         return 0
+    # Of large rows a few are worth it: what bounds them must not leave slots without any.
     if held:
         mean = max(1, held_bytes // held)
         room = min(room, max(1, (MAX_BYTES - held_bytes) // mean))
-    # A read of a few rows costs as much as one of fifty: wait until it is worth it.
-    return room if room >= max(1, target // 4) else 0
+    return room
 
 
 class Rate:
