@@ -448,6 +448,7 @@ async def test_what_runs_keeps_its_key_when_the_session_is_lost(ledger: Ledger, 
             dispatcher=cast(Dispatcher, dispatcher),
             give_back=lambda rows: None,
             lost=lambda: None,
+            away=lambda error: None,
             now=lambda: 0.0,
             rng=random.Random(0),
         )._reopen()
@@ -457,6 +458,31 @@ async def test_what_runs_keeps_its_key_when_the_session_is_lost(ledger: Ledger, 
     finally:
         await a.close()
         await b.close()
+
+
+async def test_a_session_that_cannot_be_opened_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that waits for Postgres with nothing to read would otherwise stand still without a word."""
+    monkeypatch.setattr(keeper, "RETRY_SECONDS", (0.001, 0.001))
+    told: list[str] = []
+
+    async def no_postgres() -> None:
+        raise StoreUnavailable("Postgres is away")
+
+    keeping = asyncio.create_task(
+        SessionKeeper(
+            locks=cast(LockSession, SimpleNamespace(is_open=False, number=1, open=no_postgres)),
+            dispatcher=cast(Dispatcher, SimpleNamespace(withdraw=list)),
+            give_back=lambda rows: None,
+            lost=lambda: told.append("lost"),
+            away=lambda error: told.append(str(error)),
+            now=lambda: 0.0,
+            rng=random.Random(0),
+        ).run()
+    )
+    await until(lambda: len(told) > 4)
+    keeping.cancel()
+    assert told[:3] == ["lost", "Postgres is away", "Postgres is away"]
+    assert told.count("lost") == 1
 
 
 async def test_the_end_of_a_declared_key_is_written_once(ledger: Ledger, record: RunRecord) -> None:

@@ -6,15 +6,17 @@ duplicate calls is 0, but for outcomes that were lost: each costs one call more.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from rowmill.status import Phase, RunStatus
 from tests.support.endpoint import spawn
 from tests.support.engine_here import EngineHere, outcomes_reach
-from tests.support.rig import Rig
+from tests.support.rig import Process, Rig
 from tests.support.servers import PrivateServers
 
 ROWS = 3000
@@ -70,6 +72,17 @@ async def test_sessions_lost(
     (await rig.history()).assert_clean(allowed_duplicates=0)
 
 
+async def why_not_ready(rig: Rig, worker: Process) -> str:
+    """Wait until a worker's `/readyz` says that it is not; what it says."""
+    port = (await worker.logged("working"))["http_port"]
+    async with asyncio.timeout(30), aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
+                if response.status == 503:
+                    return await response.text()
+            await asyncio.sleep(0.02)
+
+
 async def test_away_for_a_while(rig: Rig, private_servers: PrivateServers) -> None:
     """Gone long enough to be noticed by everybody: all wait, nobody ends, results that came home meanwhile are kept."""
     engine = await rig.start_engine(window_rows=WINDOW)
@@ -81,7 +94,7 @@ async def test_away_for_a_while(rig: Rig, private_servers: PrivateServers) -> No
     await rig.endpoint.release()
     await rig.endpoint.wait(idle=True)
     await engine.logged("a store is away; waiting")
-    await worker.logged("a store is away; waiting")
+    assert "Postgres" in await why_not_ready(rig, worker)
     await rig.until(lambda s: s["message"].startswith("waiting: Postgres at 127.0.0.1"))
     private_servers.start_postgres()
     assert (await rig.complete())["epoch"] == 1

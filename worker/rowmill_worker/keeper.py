@@ -24,7 +24,8 @@ HEARTBEAT_EVERY_SECONDS = 0.5
 
 
 class SessionKeeper:
-    """Runs until cancelled. `give_back` releases rows whose claim is gone."""
+    """Runs until cancelled. `give_back` releases rows whose claim is gone; `lost` is told once of each session that has
+    to be opened, `away` of each try that failed."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class SessionKeeper:
         dispatcher: Dispatcher,
         give_back: Callable[[list[HeldRow]], None],
         lost: Callable[[], None],
+        away: Callable[[StoreUnavailable], None],
         now: Callable[[], float],
         rng: random.Random,
     ) -> None:
@@ -40,6 +42,8 @@ class SessionKeeper:
         self._dispatcher = dispatcher
         self._give_back = give_back
         self._lost = lost
+        self._away = away
+        self._told = -1
         self._now = now
         self._rng = rng
 
@@ -55,12 +59,15 @@ class SessionKeeper:
                     pinged = self._now()
                     await self._locks.ping()
                 await asyncio.sleep(LOOK_SECONDS)
-            except StoreUnavailable:
+            except StoreUnavailable as error:
+                self._away(error)
                 await asyncio.sleep(delay * self._rng.uniform(0.5, 1.0))
                 delay = min(delay * 2, RETRY_SECONDS[1])
 
     async def _reopen(self) -> None:
-        self._lost()
+        if self._told != self._locks.number:
+            self._told = self._locks.number
+            self._lost()
         waiting = self._dispatcher.withdraw()
         for row in waiting:
             row.delay = 0.0

@@ -158,6 +158,7 @@ class Worker:
             dispatcher=self._dispatcher,
             give_back=self._releaser.add,
             lost=events.session_lost,
+            away=events.store_away,
             now=now,
             rng=rng,
         )
