@@ -16,7 +16,7 @@ create table if not exists {outcomes} (like rowmill.outcomes including all)
 update rowmill.runs set term = term + 1 where id = $1 returning *
 
 -- name: position_of_run
-select generation, epoch, phase from rowmill.runs where id = $1
+select generation, epoch, phase, shards from rowmill.runs where id = $1
 
 -- name: begin_epoch
 update rowmill.runs
@@ -24,6 +24,10 @@ set generation = $3, epoch = $4, phase = 'Running', message = '', feed_position 
     started_at = coalesce(case when generation = $3 then started_at end, clock_timestamp())
 where id = $1 and term = $2
 returning *
+
+-- name: restate
+-- Before anything was fed a manifest may still change in every way.
+update rowmill.runs set frozen = $3, shards = $4, fingerprint = null where id = $1 and term = $2 and epoch = 0 returning *
 
 -- name: save_feed_position
 update rowmill.runs set feed_position = $4 where id = $1 and term = $2 and epoch = $3 returning id

@@ -26,6 +26,11 @@ from rowmill.outcome import Outcome, State
 from rowmill.row import Position
 from rowmill.status import ErrorCount, Phase
 
+FIRST_PAGE_ROWS = 64
+PAGE_ROWS = 5000
+PAGE_BYTES = 8 * 1024 * 1024
+"""Results are read in pages of about so much: a page grows and shrinks with what rows turn out to hold."""
+
 
 class Superseded(RowmillError):
     """Another engine has taken this run over; this one must stop."""
@@ -137,6 +142,10 @@ class Runs:
         """Begin a new term. Whoever wrote with an older one is superseded from now on."""
         return _record(await self._one("take_over", run))
 
+    async def restate(self, record: RunRecord, *, frozen: Mapping[str, Any], shards: int) -> RunRecord:
+        """Freeze another manifest than the one that the run was made with; only while nothing was ever fed."""
+        return _record(await self._one("restate", record.id, record.term, json.dumps(frozen), shards))
+
     async def begin_epoch(self, record: RunRecord, *, generation: int, epoch: int) -> RunRecord:
         return _record(await self._one("begin_epoch", record.id, record.term, generation, epoch))
 
@@ -195,16 +204,18 @@ class Runs:
             rows = await c.fetch(statement("error_counts", run=record.id), record.generation)
         return [ErrorCount(r["error_class"], r["n"], r["example"]) for r in rows]
 
-    async def results(
-        self, record: RunRecord, *, failed_only: bool = False, page: int = 5000
-    ) -> AsyncIterator[list[Outcome]]:
+    async def results(self, record: RunRecord, *, failed_only: bool = False) -> AsyncIterator[list[Outcome]]:
         """The effective outcome of every row that has one, in pages ordered by seq, in bounded memory."""
         query = statement("results_page", run=record.id)
         async with self._pool.connection() as c:
             last = await c.fetchval(statement("last_seq", run=record.id))
-        for start in range(0, last, page):
+        start, page = 0, FIRST_PAGE_ROWS
+        while start < last:
             async with self._pool.connection() as c:
                 rows = await c.fetch(query, start, start + page)
+            start += page
+            size = sum(len(r["result"] or "") + len(r["columns"] or "") for r in rows) + 1
+            page = max(1, min(PAGE_ROWS, PAGE_BYTES * max(1, len(rows)) // size, page * 4))
             outcomes = [_outcome(r) for r in rows if not failed_only or r["state"] == State.FAILED]
             if outcomes:
                 yield outcomes

@@ -29,6 +29,7 @@ class Turn:
     generation: int
     epoch: int
     phase: Phase
+    shards: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Work:
         """None when the run is gone from the ledger."""
         async with self._pool.connection() as c:
             row = await c.fetchrow(statement("position_of_run"), self._run)
-        return Turn(row["generation"], row["epoch"], Phase(row["phase"])) if row else None
+        return Turn(row["generation"], row["epoch"], Phase(row["phase"]), row["shards"]) if row else None
 
     async def commit(
         self,

@@ -113,6 +113,15 @@ async def test_limit_lowered_before_anything_was_fed(rig: Rig) -> None:
     assert (status.phase, status.total, status.epoch) == (Phase.COMPLETE, 50, 1)
 
 
+async def test_anything_may_change_before_something_was_fed(rig: Rig) -> None:
+    """A first start that fails by a mistake in the manifest leaves no trace in the way of the mended one."""
+    http = {"url": rig.endpoint.url, "method": "POST", "body": {"row": "{{ row.no }}"}}
+    with pytest.raises(InvalidInput, match=r"has no column \"no\""):
+        await drive(rig, executor={"http": http}, shards=2)
+    status = await drive(rig, shards=3)
+    assert (status.phase, status.succeeded) == (Phase.COMPLETE, ROWS)
+
+
 async def test_what_must_not_change_is_refused(rig: Rig) -> None:
     """A source with other content, and a field that shapes requests, in the middle of a run and before a retry."""
     await rig.endpoint.play({"rows": {"7": [400]}})

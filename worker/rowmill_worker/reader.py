@@ -53,7 +53,7 @@ class Reader:
         self,
         *,
         work: Work,
-        open_window: Callable[[int], WorkWindow],
+        open_window: Callable[[int, int], WorkWindow],
         locks: LockSession,
         held: HeldRows,
         claimer: Claimer,
@@ -151,7 +151,7 @@ class Reader:
                 self.window = None
                 return None
             if self.window is None or self.window.epoch != turn.epoch:
-                self.window = self._open_window(turn.epoch)
+                self.window = self._open_window(turn.epoch, turn.shards)
                 self._recover_at = 0.0
             self._turn = turn
             self._last_generation = turn.generation

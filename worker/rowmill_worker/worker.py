@@ -175,9 +175,8 @@ class Worker:
 
     # What the parts tell each other.
 
-    def _open_window(self, epoch: int) -> WorkWindow:
-        record = self._record
-        return self._window.work(token=record.token, shards=record.shards, epoch=epoch, consumer=self._consumer)
+    def _open_window(self, epoch: int, shards: int) -> WorkWindow:
+        return self._window.work(token=self._record.token, shards=shards, epoch=epoch, consumer=self._consumer)
 
     def _current_window(self) -> WorkWindow | None:
         return self._reader.window
@@ -269,7 +268,7 @@ class Worker:
 
     async def run(self, stop: asyncio.Event, *, grace: float) -> None:
         """Work until `stop` is set, then drain; what runs gets `grace` seconds. Raises what broke a part."""
-        pulse = self._open_window(0)
+        pulse = self._open_window(0, 0)
         beating = self._guarded("heartbeat", keep_heartbeat(pulse))
         background = [
             beating,

@@ -139,7 +139,7 @@ class Engine:
         await leadership.take(record.id)
         try:
             record = await self._ledger.runs.take_over(record.id)
-            self._refuse_changes(record)
+            record = await self._agree(record)
             window = self._window.feed(token=record.token, shards=record.shards)
             if ended(record.phase) and not self._reopens(record):
                 return await self._already_ended(record, window)
@@ -156,9 +156,13 @@ class Engine:
             with contextlib.suppress(StoreUnavailable):
                 await leadership.release(record.id)
 
-    def _refuse_changes(self, record: RunRecord) -> None:
+    async def _agree(self, record: RunRecord) -> RunRecord:
+        """See that the manifest is the one that this run began with; before anything was fed it may be another."""
         where = f"BatchJob {self._identity.namespace}/{self._identity.name}"
-        problems = frozen_changes(dict(record.frozen), frozen_part(self._job.spec))
+        frozen = frozen_part(self._job.spec)
+        problems = frozen_changes(dict(record.frozen), frozen)
+        if problems and record.epoch == 0:
+            return await self._ledger.runs.restate(record, frozen=frozen, shards=self._job.spec.shards)
         if problems:
             raise InvalidInput(where, problems)
         if limit_lowered(record, self._row_limit):
@@ -168,6 +172,7 @@ class Engine:
                 "spec.source.limit",
                 f"{self._row_limit} is less than this run has begun with ({before}); raise it, or change spec.runId",
             )
+        return record
 
     def _reopens(self, record: RunRecord) -> bool:
         return reopens(record, retry_generation=self._job.spec.retry_generation, row_limit=self._row_limit)
