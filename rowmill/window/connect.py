@@ -213,4 +213,5 @@ def _raw(reply: Any, **_: Any) -> Any:
 
 def unknown_group(reply: object) -> bool:
     """Redis says that the stream or its group is not there: wiped, rolled back, or another epoch is on."""
-    return isinstance(reply, ResponseError) and str(reply).startswith("NOGROUP")
+    # From within a script the server wraps the error in a text of its own.
+    return isinstance(reply, ResponseError) and "NOGROUP" in str(reply)

@@ -8,7 +8,7 @@ caller asks for `unscheduled` rows and schedules those that it does not hold.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rowmill.errors import RowmillError
 from rowmill.window.connect import Command, RedisClient, Script, unknown_group
@@ -80,6 +80,15 @@ class WorkWindow:
         self._orphans, self._drop = Script("orphans"), Script("drop_consumer")
         self._next = 0
         self._many_due = False
+
+    async def _run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Any:
+        """One script; where the stream or its group is gone, the epoch is over even if its key says otherwise."""
+        try:
+            return await self._client.run(script, keys, args)
+        except Exception as error:
+            if unknown_group(error):
+                raise EpochOver(f"{self._client.where}: {error}") from error
+            raise
 
     async def take(self, count: int) -> list[Delivery]:
         """Rows from all shards, those that are due first: at most `count`, or `SMALLEST_TAKE` where that is more.
@@ -164,7 +173,7 @@ class WorkWindow:
         args: list[str | bytes | int] = [self.epoch, GROUP, consumer or self.consumer]
         for seq, delay, attempts in rows:
             args += [f"{seq}-0", int(delay * 1000), attempts]
-        n = int(await self._client.run(self._schedule, [k.epoch, k.stream, k.due, k.tries, k.started], args))
+        n = int(await self._run(self._schedule, [k.epoch, k.stream, k.due, k.tries, k.started], args))
         if n == -1:
             raise EpochOver(f"epoch {self.epoch} is over")
         return n
@@ -178,9 +187,7 @@ class WorkWindow:
         """Note, before they start, that suspect rows start here (`alone`: with nothing else running)."""
         k = self._keys[shard]
         mark = self.consumer + ("!" if alone else "")
-        if not await self._client.run(
-            self._started, [k.epoch, k.started], [self.epoch, mark, *(f"{s}-0" for s in seqs)]
-        ):
+        if not await self._run(self._started, [k.epoch, k.started], [self.epoch, mark, *(f"{s}-0" for s in seqs)]):
             raise EpochOver(f"epoch {self.epoch} is over")
 
     async def unscheduled(self, shard: int) -> list[int]:
@@ -189,7 +196,7 @@ class WorkWindow:
         found: list[int] = []
         after = b"0-0"
         while after:
-            after, ids = await self._client.run(
+            after, ids = await self._run(
                 self._unscheduled, [k.epoch, k.stream, k.due], [self.epoch, GROUP, self.consumer, after, 1000]
             )
             found += [_seq(i) for i in ids]
@@ -221,14 +228,14 @@ class WorkWindow:
         scheduled, convicted = 0, list[int]()
         after = b"0-0"
         while after:
-            after, n, guilty = await self._client.run(
+            after, n, guilty = await self._run(
                 self._orphans, [k.epoch, k.stream, k.due, k.deaths, k.started], [self.epoch, GROUP, dead, after, 1000]
             )
             if n == -1:
                 raise EpochOver(f"epoch {self.epoch} is over")
             scheduled += n
             convicted += [_seq(i) for i in guilty]
-        await self._client.run(self._drop, [k.epoch, k.stream], [self.epoch, GROUP, dead])
+        await self._run(self._drop, [k.epoch, k.stream], [self.epoch, GROUP, dead])
         return Orphans(scheduled, convicted)
 
     async def payload(self, shard: int, seq: int) -> bytes | None:
@@ -239,4 +246,4 @@ class WorkWindow:
     async def leave(self) -> None:
         """Forget ourselves where nothing is pending with us."""
         for k in self._keys:
-            await self._client.run(self._drop, [k.epoch, k.stream], [self.epoch, GROUP, self.consumer])
+            await self._run(self._drop, [k.epoch, k.stream], [self.epoch, GROUP, self.consumer])

@@ -2,40 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
-from rowmill.identity import RunIdentity
 from rowmill.ledger import KeyEnd, Ledger, RunRecord
 from rowmill.ledger.queries import int_array
 from rowmill.outcome import Outcome, State
 from rowmill.row import Entry
 from rowmill.window import EpochOver, Window
-
-
-@pytest.fixture
-async def ledger(postgres_dsn: str) -> AsyncIterator[Ledger]:
-    ledger = await Ledger.connect(postgres_dsn)
-    await ledger.migrate()
-    yield ledger
-    await ledger.close()
-
-
-@pytest.fixture
-async def record(ledger: Ledger) -> RunRecord:
-    record = await ledger.runs.ensure(
-        RunIdentity("test", "default", "blocks", "1"), frozen={}, shards=2, row_limit=None
-    )
-    record = await ledger.runs.take_over(record.id)
-    return await ledger.runs.begin_epoch(record, generation=0, epoch=1)
-
-
-@pytest.fixture
-async def window(redis_url: str) -> AsyncIterator[Window]:
-    window = await Window.connect(redis_url)
-    yield window
-    await window.close()
 
 
 def succeeded(seq: int, result: str) -> Outcome:

@@ -18,7 +18,6 @@ import asyncpg
 import pytest
 
 from rowmill.errors import StateInUse, StoreUnavailable
-from rowmill.identity import RunIdentity
 from rowmill.ledger import KeyEnd, Leadership, Ledger, LockSession, RunRecord
 from rowmill.ledger.budget import Capacity, rows_a_worker, workers_allowed
 from rowmill.ledger.connect import passing_failures
@@ -34,44 +33,18 @@ from rowmill_operator.engine.conductor import Conductor, Rules, Tools
 from rowmill_operator.engine.feeder import Feeder, FeedState, WindowBounds
 from rowmill_operator.engine.progress import RateMeter
 from rowmill_worker import keeper, reader
-from rowmill_worker.backoff import RetryPolicy
-from rowmill_worker.dispatcher import CallRules, Dispatcher, Ends
+from rowmill_worker.dispatcher import Dispatcher
 from rowmill_worker.executors.protocol import Attempt, RowError
-from rowmill_worker.gate import Gate
 from rowmill_worker.held import HeldRow
 from rowmill_worker.keeper import SessionKeeper
 from tests.support.engine_process import NoFleet
 from tests.support.inprocess import KeepLast, lab, manifest
-
-IDENTITY = RunIdentity("test", "default", "job", "1")
 
 
 async def until(reached: Callable[[], bool], *, within: float = 20.0) -> None:
     async with asyncio.timeout(within):
         while not reached():
             await asyncio.sleep(0.005)
-
-
-@pytest.fixture
-async def ledger(postgres_dsn: str) -> AsyncIterator[Ledger]:
-    ledger = await Ledger.connect(postgres_dsn, connections=4)
-    await ledger.migrate()
-    yield ledger
-    await ledger.close()
-
-
-@pytest.fixture
-async def record(ledger: Ledger) -> RunRecord:
-    record = await ledger.runs.ensure(IDENTITY, frozen={}, shards=2, row_limit=None)
-    record = await ledger.runs.take_over(record.id)
-    return await ledger.runs.begin_epoch(record, generation=0, epoch=1)
-
-
-@pytest.fixture
-async def window(redis_url: str) -> AsyncIterator[Window]:
-    window = await Window.connect(redis_url)
-    yield window
-    await window.close()
 
 
 @pytest.fixture
@@ -91,169 +64,6 @@ def entries(seqs: Sequence[int]) -> list[Entry]:
 
 def work(window: Window, consumer: str = "a", *, shards: int = 1) -> WorkWindow:
     return window.work(token="t", shards=shards, epoch=1, consumer=consumer)
-
-
-# The dispatcher, by itself.
-
-
-class HeldExecutor:
-    """Holds every call until it is let go. `deaf` calls swallow that many cancels first."""
-
-    def __init__(self, *, deaf: int = 0) -> None:
-        self.running: set[int] = set()
-        self.most = 0
-        self.beside: dict[int, set[int]] = {}
-        self._go = asyncio.Event()
-        self._deaf = deaf
-
-    active_sessions = 0
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    def let_go(self) -> None:
-        self._go.set()
-
-    async def execute(self, attempt: Attempt) -> Any:
-        for other in self.running:
-            self.beside.setdefault(other, set()).add(attempt.seq)
-        self.beside.setdefault(attempt.seq, set()).update(self.running)
-        self.running.add(attempt.seq)
-        try:
-            while True:
-                try:
-                    await self._go.wait()
-                    return attempt.seq
-                except asyncio.CancelledError:
-                    if self._deaf == 0:
-                        raise
-                    self._deaf -= 1
-        finally:
-            self.running.discard(attempt.seq)
-
-
-class Bench:
-    """A dispatcher with everything around it in the test's hands."""
-
-    def __init__(self, *, slots: int = 4, timeout: float = 60.0, deaf: int = 0) -> None:
-        self.executor = HeldExecutor(deaf=deaf)
-        self.locks = SimpleNamespace(is_open=True, number=1)
-        self.noting = asyncio.Event()
-        self.noting.set()
-        self.noted: list[tuple[int, bool]] = []
-        self.committed: list[HeldRow] = []
-        self.put_back: list[HeldRow] = []
-        self.broken: list[BaseException] = []
-        self.time = 0.0
-        self.gate = Gate(slots)
-        self.dispatcher = Dispatcher(
-            gate=self.gate,
-            executor=self.executor,
-            rules=CallRules(
-                timeout=timeout,
-                acquire_timeout=300.0,
-                retry=RetryPolicy(max_attempts=1, initial=0.0, maximum=0.0),
-                idempotency_key=lambda row: str(row.seq),
-                request_id=lambda row: str(row.seq),
-            ),
-            ends=Ends(
-                commit=self.committed.append,
-                put_back=self.put_back.extend,
-                retried=lambda row, error, delay: None,
-                attempt_failed=lambda row, error: None,
-                handed_back=lambda rows, why: None,
-                bug=lambda row, error: self.broken.append(error),
-                broken=self.broken.append,
-            ),
-            locks=cast(LockSession, self.locks),
-            window=lambda: cast(WorkWindow, self),
-            may_start=lambda: self.locks.is_open,
-            now=lambda: self.time,
-            rng=random.Random(0),
-        )
-
-    epoch = 1
-
-    async def mark_started(self, shard: int, seqs: Sequence[int], *, alone: bool) -> None:
-        self.noted += [(seq, alone) for seq in seqs]
-        await self.noting.wait()
-
-
-def row(seq: int, *, deaths: int = -1, session: int = 1) -> HeldRow:
-    return HeldRow(seq, 0, b"{}", 0, deaths, 0, 1, session)
-
-
-async def test_a_row_that_runs_alone_gets_no_company_while_it_runs() -> None:
-    bench = Bench()
-    bench.dispatcher.offer([row(1, deaths=2)])
-    await until(lambda: 1 in bench.executor.running)
-    bench.dispatcher.offer([row(2), row(3)])
-    bench.dispatcher.pump()
-    await asyncio.sleep(0.02)
-    assert bench.executor.running == {1}, "a death now convicts row 1: nothing else may be its cause"
-    bench.executor.let_go()
-    await until(lambda: len(bench.committed) == 3)
-    assert bench.executor.beside[1] == set()
-    assert bench.gate.processing == 0
-    assert bench.broken == []
-
-
-async def test_a_row_whose_session_goes_while_its_start_is_noted_is_not_started() -> None:
-    bench = Bench()
-    bench.noting.clear()
-    bench.dispatcher.offer([row(1, deaths=0)])
-    await until(lambda: bench.noted == [(1, False)])
-    bench.locks.number = 2  # lost and open again: the claim on row 1 is gone
-    bench.noting.set()
-    await until(lambda: bool(bench.put_back or bench.executor.running))
-    assert bench.executor.running == set()
-    assert [r.seq for r in bench.put_back] == [1]
-
-
-async def test_a_row_whose_start_is_noted_when_the_drain_begins_is_handed_back() -> None:
-    bench = Bench()
-    bench.noting.clear()
-    bench.dispatcher.offer([row(1, deaths=0)])
-    await until(lambda: bench.noted == [(1, False)])
-    draining = asyncio.create_task(bench.dispatcher.drain(grace=30))
-    await asyncio.sleep(0)
-    bench.noting.set()
-    await asyncio.wait_for(draining, 5)
-    assert [r.seq for r in bench.put_back] == [1]
-    assert bench.executor.beside == {}
-
-
-async def test_a_cancel_that_an_executor_loses_is_repeated() -> None:
-    bench = Bench(timeout=1.0, deaf=1)
-    watching = asyncio.create_task(bench.dispatcher.watch())
-    bench.dispatcher.offer([row(1)])
-    await until(lambda: 1 in bench.executor.running)
-    bench.time = 10.0
-    await until(lambda: bool(bench.committed), within=5)
-    (ended,) = bench.committed
-    assert ended.outcome is not None
-    assert ended.outcome.error_class == "Timeout"
-    assert bench.gate.processing == 0, "the slot is back"
-    watching.cancel()
-
-
-async def test_a_drain_ends_though_an_executor_loses_its_cancel() -> None:
-    bench = Bench(deaf=1)
-    bench.dispatcher.offer([row(1)])
-    await until(lambda: 1 in bench.executor.running)
-    await asyncio.wait_for(bench.dispatcher.drain(grace=0.01), 5)
-    assert [r.seq for r in bench.put_back] == [1]
-
-
-async def test_a_worker_that_breaks_off_ends_its_calls() -> None:
-    bench = Bench(slots=2, deaf=1)
-    bench.dispatcher.offer([row(1), row(2), row(3)])
-    await until(lambda: bench.executor.running == {1, 2})
-    await asyncio.wait_for(bench.dispatcher.abandon(), 5)
-    assert bench.executor.running == set()
-    assert 3 not in bench.executor.beside, "nothing is started any more"
-    assert bench.gate.processing == 0
 
 
 # Redis that refuses.
@@ -435,9 +245,9 @@ async def test_what_runs_keeps_its_key_when_the_session_is_lost(ledger: Ledger, 
     await a.open()
     await b.open()
     try:
-        running = row(1)
+        running = HeldRow(1, 0, b"{}", 0, -1, 0, 1, session=1)
         running.digest, running.key_lock = b"d" * 16, 77
-        ended = row(2)
+        ended = HeldRow(2, 0, b"{}", 0, -1, 0, 1, session=1)
         ended.digest, ended.key_lock, ended.releasing = b"e" * 16, 78, True
         assert (await a.claim([1, 2], 0)).ours == [1, 2]
         assert await a.lock_keys([77, 78]) == [True, True]

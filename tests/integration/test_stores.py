@@ -2,41 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 import redis.asyncio as redis
 
-from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger, RunRecord, Superseded
 from rowmill.outcome import Outcome, State
 from rowmill.row import Entry
 from rowmill.window import Delivery, EpochOver, FeedWindow, Later, Window, WindowLost, WorkWindow
 from rowmill.window.keys import shard_keys
-
-IDENTITY = RunIdentity("test", "default", "job", "1")
-
-
-@pytest.fixture
-async def ledger(postgres_dsn: str) -> AsyncIterator[Ledger]:
-    ledger = await Ledger.connect(postgres_dsn)
-    await ledger.migrate()
-    yield ledger
-    await ledger.close()
-
-
-@pytest.fixture
-async def record(ledger: Ledger) -> RunRecord:
-    record = await ledger.runs.ensure(IDENTITY, frozen={}, shards=2, row_limit=None)
-    record = await ledger.runs.take_over(record.id)
-    return await ledger.runs.begin_epoch(record, generation=0, epoch=1)
-
-
-@pytest.fixture
-async def window(redis_url: str) -> AsyncIterator[Window]:
-    window = await Window.connect(redis_url)
-    yield window
-    await window.close()
 
 
 @pytest.fixture

@@ -6,13 +6,15 @@ they are found locked, held or done. So the bound for duplicate calls is 0 in ev
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import redis
 
+from rowmill.row import Entry
 from rowmill.status import Phase
+from rowmill.window import EpochOver, Later, Window
 from rowmill.window.keys import GROUP, shard_keys
 from tests.support.endpoint import spawn
 from tests.support.engine_here import EngineHere, outcomes_reach
@@ -43,6 +45,41 @@ def lose_streams(url: str, token: str, epoch: int, *, empty: bool) -> None:
             client.delete(stream)
             if empty:
                 client.xgroup_create(stream, GROUP, "0", mkstream=True)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+async def test_a_worker_whose_streams_are_lost(redis_url: str, empty: bool) -> None:
+    """Whatever it asks of them is answered with the end of the epoch, or with nothing; no call breaks it."""
+    window = await Window.connect(redis_url)
+    feed = window.feed(token="t", shards=2)
+    await feed.open(1)
+    for shard in (0, 1):
+        await feed.append(1, shard, after=0, entries=[Entry(seq, b"{}") for seq in range(2 + shard, 12, 2)])
+    work = window.work(token="t", shards=2, epoch=1, consumer="a")
+    other = window.work(token="t", shards=2, epoch=1, consumer="b")
+    rows = await work.take(6)
+    await work.schedule(0, [Later(rows[0].seq, 0, 1)])
+    lose_streams(redis_url, "t", 1, empty=empty)
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: work.take(4),
+        lambda: work.wait(0, 0.01),
+        lambda: work.unscheduled(0),
+        lambda: work.schedule(0, [Later(rows[0].seq, 0, 1)]),
+        lambda: work.mark_started(0, [rows[0].seq], alone=False),
+        lambda: other.sweep(0, "a"),
+        lambda: work.payload(0, rows[0].seq),
+        lambda: work.finish(0, [rows[0].seq]),
+        lambda: work.leave(),
+    ]
+    over = 0
+    for call in calls:
+        try:
+            await call()
+        except EpochOver:
+            over += 1
+    assert (over == 0) == empty
+    assert await other.silent_consumers() == []
+    await window.close()
 
 
 async def test_wiped_between_two_appends(rig: Rig, private_servers: PrivateServers) -> None:
