@@ -28,7 +28,7 @@ demo: install  ## a job over 3,376 real rows, from nothing to results
 	@$(BIN)/python examples/demo/run.py
 
 test: lint  ## everything that CI runs: style, types, layers, then the whole suite on real servers
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 unit: install  ## the fast tests alone
 	$(BIN)/pytest tests/unit tests/model
