@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rowmill_cli.local.servers import POSTGRES_DSN_VARIABLE, REDIS_URL_VARIABLE, Endpoints, LocalServers
-from tests.support.servers import PrivateServers, empty_redis, fresh_database, redis_is_empty
+from tests.support.servers import PrivateServers, empty_redis, fresh_database, redis_is_empty, redis_of_worker
 
 
 def pytest_configure() -> None:
@@ -23,7 +23,10 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def shared_servers() -> Iterator[Endpoints]:
     """The Redis and the Postgres of the whole session: the suite's own, or those that the environment names."""
-    own_redis = os.environ.get(REDIS_URL_VARIABLE)
+    environ = dict(os.environ)
+    own_redis = environ.get(REDIS_URL_VARIABLE)
+    if own_redis:
+        own_redis = environ[REDIS_URL_VARIABLE] = redis_of_worker(own_redis, os.environ.get("PYTEST_XDIST_WORKER", ""))
     if own_redis and not redis_is_empty(own_redis):
         pytest.exit(f"{REDIS_URL_VARIABLE}: the tests empty that Redis database, and it holds keys: name another")
     with tempfile.TemporaryDirectory(prefix="rowmill-tests-") as folder:

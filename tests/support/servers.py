@@ -68,6 +68,13 @@ async def _execute(dsn: str, statement: str) -> None:
         await connection.close(timeout=10)
 
 
+def redis_of_worker(url: str, worker: str) -> str:
+    """A Redis database for each of the processes that share the tests (`gw0`, `gw1` …): each empties its own."""
+    parts = urlsplit(url)
+    database = int(parts.path.strip("/") or 0) + int(worker.removeprefix("gw") or 0)
+    return urlunsplit(parts._replace(path=f"/{database}"))
+
+
 @contextmanager
 def empty_redis(url: str) -> Iterator[str]:
     """`url`, with nothing in its database, before and after."""
