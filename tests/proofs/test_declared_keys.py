@@ -115,7 +115,7 @@ async def test_a_key_that_waits_for_its_retry_is_not_taken_over(
 async def test_a_burst_is_queued_not_dropped_and_not_duplicated(
     tmp_path: Path, redis_url: str, postgres_dsn: str
 ) -> None:
-    """100 jobs at once whose 500 rows share 100 keys, 40 workers writing at a time."""
+    """100 jobs at once whose 500 rows share 100 keys, 50 workers writing at a time."""
     async with (
         Endpoint(plan=Plan(default=Behaviour("echo", latency=0.01)), log=tmp_path / "calls") as endpoint,
         lab(tmp_path, redis_url=redis_url, postgres_dsn=postgres_dsn, connections=12) as stores,
@@ -130,7 +130,7 @@ async def test_a_burst_is_queued_not_dropped_and_not_duplicated(
             )
             for n in range(100)
         ]
-        writers = asyncio.Semaphore(40)
+        writers = asyncio.Semaphore(50)
 
         async def run(job: BatchJob) -> list[Outcome]:
             driving = asyncio.create_task(stores.drive(job))
