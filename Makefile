@@ -46,4 +46,4 @@ lock: install  ## pin the newest versions again (names, versions and hashes; no 
 	  --no-emit-package rowmill -o requirements.lock pyproject.toml
 
 clean:  ## forget the virtual environment and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
