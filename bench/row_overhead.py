@@ -33,6 +33,7 @@ from rowmill.templating import compile_value
 from rowmill_cli.local.servers import Endpoints
 from rowmill_worker.events import Events
 from rowmill_worker.executors.protocol import Attempt, Executor
+from rowmill_worker.executors.secrets import SecretReader
 from rowmill_worker.job import executor_of, request_id, worker_job
 from rowmill_worker.worker import Worker
 
@@ -165,7 +166,9 @@ async def working(stores: Endpoints, url: str, rows: int) -> AsyncIterator[Whole
             manifest = write_manifest(Path(folder), name, concurrency=CONCURRENCY, executor={"http": http})
             job = load_manifest_file(manifest)
             record = run.record
-            turnstile = Turnstile(executor_of(job, record.identity, environ={}, base=manifest.parent))
+            turnstile = Turnstile(
+                executor_of(job, record.identity, secrets=SecretReader(environ={}, base=manifest.parent))
+            )
         await turnstile.open()
         log, _ = configure_logging(level="error")
         whole = WholeWorker(turnstile)

@@ -40,7 +40,3 @@ def shard_keys(token: str, shard: int, epoch: int) -> ShardKeys:
 def alive_key(token: str, consumer: str) -> str:
     """There while a consumer's heartbeat is fresh."""
     return f"rowmill:{{{token}}}:alive:{consumer}"
-
-
-def shard_of(seq: int, shards: int) -> int:
-    return seq % shards

@@ -25,6 +25,7 @@ from rowmill_operator.engine.engine import Engine
 from rowmill_operator.engine.feeder import WindowBounds
 from rowmill_worker.events import Events
 from rowmill_worker.executors.protocol import Executor
+from rowmill_worker.executors.secrets import SecretReader
 from rowmill_worker.job import executor_of, request_id, worker_job
 from rowmill_worker.worker import Worker
 from tests.support.engine_process import NoFleet
@@ -109,7 +110,9 @@ class Lab:
         """A worker for the length of the block, drained at its end."""
         record = await self.record(job)
         resolved = worker_job(job, record.identity, environ=environ or {})
-        sender = executor or executor_of(job, record.identity, environ=environ or {}, base=self.folder)
+        sender = executor or executor_of(
+            job, record.identity, secrets=SecretReader(environ=environ or {}, base=self.folder)
+        )
         await sender.open()
         worker = Worker(
             record=record,

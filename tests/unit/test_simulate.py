@@ -13,6 +13,7 @@ from rowmill.spec.job import Simulate, Spec
 from rowmill_worker.executors.build import build_executor
 from rowmill_worker.executors.http import HttpExecutor
 from rowmill_worker.executors.protocol import Executor, RowError
+from rowmill_worker.executors.secrets import SecretReader
 from rowmill_worker.executors.simulate import HttpPreview, SimulateExecutor, fate_of
 from tests.support.http_rows import JOB, Mirror, attempt, http_executor, http_spec
 
@@ -167,11 +168,11 @@ def spec_of(**fields: Any) -> Spec:
 
 
 async def test_the_mode_decides_what_is_built() -> None:
-    run = build_executor(spec_of(), job=JOB, run="r", environ={}, where="job.yaml")
+    run = build_executor(spec_of(), job=JOB, run="r", secrets=SecretReader(environ={}), where="job.yaml")
     assert isinstance(run, HttpExecutor)
     with pytest.raises(InvalidInput, match="UNSET is not set"):
         await run.open()
-    dry = build_executor(spec_of(mode="Simulate"), job=JOB, run="r", environ={}, where="job.yaml")
+    dry = build_executor(spec_of(mode="Simulate"), job=JOB, run="r", secrets=SecretReader(environ={}), where="job.yaml")
     assert isinstance(dry, SimulateExecutor)
     await dry.open()  # no secret is needed where nothing is sent
 
@@ -179,7 +180,7 @@ async def test_the_mode_decides_what_is_built() -> None:
 def test_what_this_build_lacks_is_refused_by_name() -> None:
     spec = spec_of(executor={"python": {"function": "a.b:c"}})
     with pytest.raises(InvalidInput) as caught:
-        build_executor(spec, job=JOB, run="r", environ={}, where="job.yaml")
+        build_executor(spec, job=JOB, run="r", secrets=SecretReader(environ={}), where="job.yaml")
     assert caught.value.lines() == [
         "job.yaml: spec.executor.python: executor python is not available in this build; take http"
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +15,7 @@ from rowmill_worker.claimer import DedupeRule, RowReader
 from rowmill_worker.dispatcher import CallRules
 from rowmill_worker.executors.build import build_executor
 from rowmill_worker.executors.protocol import Executor
+from rowmill_worker.executors.secrets import SecretReader
 from rowmill_worker.held import HeldRow
 from rowmill_worker.worker import Job
 
@@ -25,14 +25,13 @@ def request_id(identity: RunIdentity | str, row: HeldRow) -> str:
     return f"{identity}#{row.seq}.{row.generation}.{row.attempts}"
 
 
-def executor_of(job: BatchJob, identity: RunIdentity, *, environ: Mapping[str, str], base: Path) -> Executor:
+def executor_of(job: BatchJob, identity: RunIdentity, *, secrets: SecretReader) -> Executor:
     """The executor of the manifest, not yet open. Raises InvalidInput."""
     return build_executor(
         job.spec,
         job={"name": identity.name, "namespace": identity.namespace, "runId": job.spec.run_id},
         run=str(identity),
-        environ=environ,
-        base=base,
+        secrets=secrets,
         where=f"BatchJob {identity.namespace}/{identity.name}",
     )
 

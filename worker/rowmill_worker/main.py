@@ -27,11 +27,12 @@ from rowmill.ledger import Ledger, RunRecord
 from rowmill.ledger.budget import rows_a_worker
 from rowmill.spec import BatchJob, identity_of, load_manifest_file
 from rowmill.tasks import set_within
-from rowmill.telemetry.logging import Logger, configure_logging
+from rowmill.telemetry.logging import Logger, RedactSecrets, configure_logging
 from rowmill.telemetry.metrics import WorkerMetrics
 from rowmill.window import Window
 from rowmill_worker.events import Events
 from rowmill_worker.executors.protocol import Executor
+from rowmill_worker.executors.secrets import SecretReader
 from rowmill_worker.health import serve_health
 from rowmill_worker.job import executor_of, request_id, worker_job
 from rowmill_worker.worker import Worker
@@ -68,9 +69,9 @@ class WorkerSettings:
 
 def main(settings: WorkerSettings) -> int:
     """Run one worker to its end; returns the exit code."""
-    log, _ = configure_logging(level=settings.log_level, worker=settings.name)
+    log, redact = configure_logging(level=settings.log_level, worker=settings.name)
     try:
-        return uvloop.run(_main(settings, log))
+        return uvloop.run(_main(settings, log, redact))
     except InvalidInput as error:
         for line in error.lines():
             log.error("the job cannot be run", reason=line)
@@ -81,7 +82,7 @@ def main(settings: WorkerSettings) -> int:
         return 2
 
 
-async def _main(settings: WorkerSettings, log: Logger) -> int:
+async def _main(settings: WorkerSettings, log: Logger, redact: RedactSecrets) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,7 +100,7 @@ async def _main(settings: WorkerSettings, log: Logger) -> int:
         return 0
     try:
         record = await _patiently(lambda: _run_record(ledger, identity), stop=stop, log=log)
-        return 0 if record is None else await _work(settings, job, record, ledger, window, stop, log)
+        return 0 if record is None else await _work(settings, job, record, ledger, window, stop, log, redact)
     finally:
         await window.close()
         await ledger.close()
@@ -120,13 +121,17 @@ async def _work(
     window: Window,
     stop: asyncio.Event,
     log: Logger,
+    redact: RedactSecrets,
 ) -> int:
     registry = CollectorRegistry()
     metrics = WorkerMetrics(registry)
-    base = settings.secrets_base or settings.manifest.parent
-    make = settings.executor or (lambda job, record: executor_of(job, record.identity, environ=os.environ, base=base))
+    reader = SecretReader(
+        environ=os.environ, base=settings.secrets_base or settings.manifest.parent, where=str(settings.manifest)
+    )
+    make = settings.executor or (lambda job, record: executor_of(job, record.identity, secrets=reader))
     executor = make(job, record)
     await executor.open()
+    redact.add(reader.redactor().redact)  # what the manifest refers to is known now, and stays out of every line
     rng = random.Random(secrets.randbits(64))
     consumer = f"{settings.name}-{secrets.token_hex(4)}"
     resolved = worker_job(job, record.identity, environ=os.environ)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -250,8 +249,3 @@ async def _cancel_on(event: asyncio.Event, task: asyncio.Task[Any]) -> None:
 
 def void(value: object) -> None:
     """Drop a value, where a callback must return nothing."""
-
-
-def inherited_environment() -> dict[str, str]:
-    """What workers see: our own environment, which is where a manifest's secrets may be."""
-    return dict(os.environ)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rowmill.errors import InvalidInput
@@ -19,14 +18,13 @@ def build_executor(
     *,
     job: Mapping[str, Any],
     run: str,
-    environ: Mapping[str, str],
-    base: Path | None = None,
+    secrets: SecretReader,
     where: str = "",
 ) -> Executor:
     """The executor of `spec`, not yet open; in mode Simulate one that sends nothing.
 
-    `job` is what templates find under that name; `run` names the run, for what a simulation draws; `environ` and
-    `base` (the folder of the manifest) are where secrets are looked up; `where` names the manifest in messages.
+    `job` is what templates find under that name; `run` names the run, for what a simulation draws; `secrets` resolves
+    what the manifest refers to, and knows afterwards what no log line may hold; `where` names the manifest in messages.
     Raises InvalidInput for a kind that this build does not have.
     """
     http = spec.executor.http
@@ -39,5 +37,4 @@ def build_executor(
         return SimulateExecutor(
             simulate=spec.simulate or Simulate(), run=run, preview=HttpPreview(spec=http, job=job, where=where)
         )
-    secrets = SecretReader(environ=environ, base=base, where=where)
     return HttpExecutor(spec=http, job=job, secrets=secrets, where=where)
