@@ -254,7 +254,8 @@ async def test_an_interrupted_run_drains_and_goes_on(quick: Desk) -> None:
     assert quick.processes() == [], "something is left running"
 
     so_far = await quick.rowmill("results", "--state", quick.state)
-    assert 4 <= len(so_far.out.splitlines()) < 12
+    # Those in flight at least; more where the endpoint let go before the workers had heard.
+    assert 4 <= len(so_far.out.splitlines()) <= 12
     told = re.search(r"succeeded +(\d+)", said.out)
     assert told is not None
     assert int(told[1]) == len(so_far.out.splitlines()), "the report leaves out what ended while the workers drained"
