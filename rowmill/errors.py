@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 
 class RowmillError(Exception):
@@ -29,7 +29,7 @@ class InvalidInput(RowmillError):
         super().__init__("\n".join(self.lines()))
 
     @classmethod
-    def one(cls, where: str, path: str, message: str) -> InvalidInput:
+    def one(cls, where: str, path: str, message: str) -> Self:
         return cls(where, [Problem(path, message)])
 
     def lines(self) -> list[str]:
@@ -37,8 +37,24 @@ class InvalidInput(RowmillError):
         return [": ".join(part for part in (self.where, p.path, p.message) if part) for p in self.problems]
 
 
+class FrozenChanged(InvalidInput):
+    """A manifest that differs, in what shapes a request, from the one that its run began with."""
+
+
 class StoreUnavailable(RowmillError):
     """Redis or Postgres cannot be reached or refuses us. Whoever runs goes on waiting; whoever starts says so."""
+
+
+class PlaceUnavailable(RowmillError):
+    """Where a table comes from or results go (a web server, an object store, the cache's disk) cannot be used now.
+
+    It passes, or somebody mends it, without a change of the manifest: whoever runs waits and tries again, not before
+    `retry_after` seconds where the place named a time.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class StoreUnsafe(RowmillError):

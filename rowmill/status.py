@@ -27,7 +27,8 @@ class ErrorCount:
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """A snapshot. `total` is None until the source has been read to its end; rates are rows a minute."""
+    """A snapshot. `total` is None until the source has been read to its end; rates are rows a minute. `started_at` and
+    `ended_at` are the ledger's, in seconds since the epoch, None where it has none (yet)."""
 
     phase: Phase = Phase.PENDING
     message: str = ""
@@ -46,6 +47,8 @@ class RunStatus:
     workers_desired: int = 0
     workers_ready: int = 0
     errors: list[ErrorCount] = field(default_factory=list)
+    started_at: float | None = None
+    ended_at: float | None = None
 
     @property
     def done(self) -> int:

@@ -13,7 +13,7 @@ from rowmill.ledger.connect import Pool, check_settings, open_connection
 from rowmill.ledger.leadership import Leadership
 from rowmill.ledger.locks import Claim, LockSession
 from rowmill.ledger.migrate import migrate
-from rowmill.ledger.runs import FeedPosition, RangeCounts, RunRecord, Runs, Superseded
+from rowmill.ledger.runs import FeedPosition, RangeCounts, RangeState, RunRecord, Runs, Superseded
 from rowmill.ledger.work import REFUSED, KeyEnd, KeyHolder, Turn, Work
 from rowmill.outcome import Outcome
 
@@ -27,6 +27,7 @@ __all__ = [
     "Ledger",
     "LockSession",
     "RangeCounts",
+    "RangeState",
     "RunRecord",
     "Runs",
     "Superseded",

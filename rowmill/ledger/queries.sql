@@ -3,6 +3,10 @@
 -- name: find_run
 select * from rowmill.runs where installation = $1 and namespace = $2 and name = $3 and run_id = $4
 
+-- name: runs_of_job
+-- Every run that this resource ever had, the newest first.
+select * from rowmill.runs where installation = $1 and namespace = $2 and name = $3 order by id desc
+
 -- name: insert_run
 insert into rowmill.runs (installation, namespace, name, run_id, token, frozen, shards, row_limit)
 values ($1, $2, $3, $4, $5, $6, $7, $8)
@@ -90,8 +94,55 @@ from {outcomes}
 where seq > $1 and seq <= $2
 order by seq, (state = 2), generation desc
 
+-- name: failures_page
+-- The same of rows whose effective outcome is a failure; these have no result.
+select seq, state, attempts, key, null::text as result, error_class, error_message, columns::text as columns, duplicate_of
+from (
+    select distinct on (seq) * from {outcomes} where seq > $1 and seq <= $2 order by seq, (state = 2), generation desc
+) effective
+where state = 2
+
+-- name: page_ends
+-- Where to end pages of about $3 bytes among the rows after $1, by what they hold: a page has more by at most one row.
+-- The length of a value that is not compressed is known without reading it. With $4 only failures count.
+select max(seq) as seq from (
+    select seq, sum(size) over (order by seq, generation rows unbounded preceding) / $3::bigint as page
+    from (
+        select seq, generation,
+               100 + coalesce(octet_length(key), 0) + coalesce(octet_length(error_message), 0)
+               + coalesce(case when pg_column_compression(result) is null then pg_column_size(result) else octet_length(result::text) end, 0)
+               + coalesce(case when pg_column_compression(columns) is null then pg_column_size(columns) else octet_length(columns::text) end, 0)
+               as size
+        from {outcomes} where seq > $1 and seq <= $2 and (state = 2 or not $4)
+    ) sized
+) paged
+group by page order by seq
+
 -- name: last_seq
 select coalesce(max(seq), 0) from {outcomes}
+
+-- name: range_state
+-- What a range holds: effective outcomes, how many of them are this generation's last word, and a print that any
+-- outcome that comes, goes or is recorded anew changes.
+with here as (
+    select seq, generation, state, finished_at from {outcomes} where seq between $2 and $3
+), effective as (
+    select distinct on (seq) generation, state from here order by seq, (state = 2), generation desc
+)
+select count(*) filter (where generation = $1 or state in (1, 3)) as closed,
+       count(*) filter (where state = 1) as succeeded,
+       count(*) filter (where state = 2) as failed,
+       count(*) filter (where state = 3) as deduplicated,
+       (select count(*) || '-' || coalesce(sum((date_part('epoch', finished_at) * 1000000)::bigint), 0) from here) as print
+from effective
+
+-- name: open_row
+-- Some row of a range that this generation has yet to run; the look-up stops at the first that it finds.
+select s from generate_series($2::int, $3::int) s
+left join lateral (
+    select 1 as closed from {outcomes} o where o.seq = s and (o.generation = $1 or o.state in (1, 3)) limit 1
+) known on true
+where known.closed is null limit 1
 
 -- name: lock_rows
 -- The lock's result is selected, never filtered on: WHERE and LIMIT lock rows that they then drop.

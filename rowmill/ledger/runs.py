@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,15 +21,14 @@ from rowmill.identity import RunIdentity
 from rowmill.ledger.budget import Capacity
 from rowmill.ledger.connect import OneConnection, Pool
 from rowmill.ledger.insert import insert_outcomes
-from rowmill.ledger.queries import statement
+from rowmill.ledger.queries import int_array, statement
 from rowmill.outcome import Outcome, State
 from rowmill.row import Position
 from rowmill.status import ErrorCount, Phase
 
-FIRST_PAGE_ROWS = 64
-PAGE_ROWS = 5000
+BLOCK_ROWS = 2000
 PAGE_BYTES = 8 * 1024 * 1024
-"""Results are read in pages of about so much: a page grows and shrinks with what rows turn out to hold."""
+"""Results are read in pages of at most so many rows, and of so many bytes and one row."""
 
 
 class Superseded(RowmillError):
@@ -83,6 +82,25 @@ class RangeCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class RangeState:
+    """Effective outcomes of a range of rows as they are now, whichever generation they are of.
+
+    `closed` of them are the last word of the generation asked for. `print` changes with any outcome that comes, goes or
+    is recorded anew: what was read after it, and finds it unchanged later, is still what the ledger holds.
+    """
+
+    closed: int
+    succeeded: int
+    failed: int
+    deduplicated: int
+    print: str
+
+    @property
+    def rows(self) -> int:
+        return self.succeeded + self.failed + self.deduplicated
+
+
+@dataclass(frozen=True, slots=True)
 class FeedPosition:
     """How far an epoch was fed, with the last id of every shard's stream at that moment. Advisory."""
 
@@ -113,6 +131,11 @@ class Runs:
         async with self._pool.connection() as c:
             row = await c.fetchrow(statement("find_run"), *identity)
         return _record(row) if row else None
+
+    async def of_job(self, installation: str, namespace: str, name: str) -> list[RunRecord]:
+        """Every run of this job, the newest first."""
+        async with self._pool.connection() as c:
+            return [_record(row) for row in await c.fetch(statement("runs_of_job"), installation, namespace, name)]
 
     async def capacity(self) -> Capacity:
         """What this server can carry in all."""
@@ -204,21 +227,50 @@ class Runs:
             rows = await c.fetch(statement("error_counts", run=record.id), record.generation)
         return [ErrorCount(r["error_class"], r["n"], r["example"]) for r in rows]
 
-    async def results(self, record: RunRecord, *, failed_only: bool = False) -> AsyncIterator[list[Outcome]]:
-        """The effective outcome of every row that has one, in pages ordered by seq, in bounded memory."""
-        query = statement("results_page", run=record.id)
-        async with self._pool.connection() as c:
-            last = await c.fetchval(statement("last_seq", run=record.id))
-        start, page = 0, FIRST_PAGE_ROWS
-        while start < last:
+    async def results(
+        self, record: RunRecord, *, first: int = 1, last: int | None = None, failed_only: bool = False
+    ) -> AsyncGenerator[list[Outcome], None]:
+        """The effective outcome of every row of `first`..`last` (None: the end) that has one, in pages ordered by seq.
+
+        Memory is bounded whatever single rows hold: a page is cut before it is read.
+        """
+        if last is None:
+            last = await self.last_seq(record)
+        ends_of = statement("page_ends", run=record.id)
+        query = statement("failures_page" if failed_only else "results_page", run=record.id)
+        for after in range(first - 1, last, BLOCK_ROWS):
             async with self._pool.connection() as c:
-                rows = await c.fetch(query, start, start + page)
-            start += page
-            size = sum(len(r["result"] or "") + len(r["columns"] or "") for r in rows) + 1
-            page = max(1, min(PAGE_ROWS, PAGE_BYTES * max(1, len(rows)) // size, page * 4))
-            outcomes = [_outcome(r) for r in rows if not failed_only or r["state"] == State.FAILED]
-            if outcomes:
-                yield outcomes
+                ends = await c.fetch(ends_of, after, min(after + BLOCK_ROWS, last), PAGE_BYTES, failed_only)
+            start = after
+            for end in sorted({r["seq"] for r in ends}):
+                async with self._pool.connection() as c:
+                    rows = await c.fetch(query, start, end)
+                start = end
+                if rows:
+                    yield [_outcome(r) for r in rows]
+
+    async def last_seq(self, record: RunRecord) -> int:
+        """The highest row number that has an outcome; 0 where none has."""
+        async with self._pool.connection() as c:
+            return int(await c.fetchval(statement("last_seq", run=record.id)))
+
+    async def range_state(self, record: RunRecord, first: int, last: int) -> RangeState:
+        """What the ledger holds of rows `first`..`last`; `closed` counts for the generation of `record`."""
+        async with self._pool.connection() as c:
+            row = await c.fetchrow(statement("range_state", run=record.id), record.generation, first, last)
+        return RangeState(*row)
+
+    async def open_row(self, record: RunRecord, first: int, last: int) -> int | None:
+        """A row of `first`..`last` that this generation has yet to run, or None. Looks rows up one by one till then."""
+        async with self._pool.connection() as c:
+            seq: int | None = await c.fetchval(statement("open_row", run=record.id), record.generation, first, last)
+        return seq
+
+    async def closed_of(self, record: RunRecord, seqs: list[int]) -> set[int]:
+        """Those of `seqs` that this generation need not run."""
+        async with self._pool.connection() as c:
+            rows = await c.fetch(statement("look_up_rows", run=record.id), record.generation, int_array(seqs))
+        return {r[0] for r in rows}
 
     async def expire_claims(self) -> None:
         """Drop declared keys whose time is over, a bounded number to a statement."""

@@ -37,12 +37,14 @@ class _Identity(NamedTuple):
 class SourceFile:
     """A regular file that is read several times and must be the same each time.
 
-    `where` is how messages call it. Raises InvalidInput when it is absent, empty, no regular file or unreadable.
+    `where` is how messages call it, `field` the part of the manifest that names it. Raises InvalidInput when it is
+    absent, empty, no regular file or unreadable.
     """
 
-    def __init__(self, *, path: Path, where: str) -> None:
+    def __init__(self, *, path: Path, where: str, field: str = SOURCE_PATH) -> None:
         self.path = path
         self.where = where
+        self._field = field
         try:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
@@ -72,7 +74,7 @@ class SourceFile:
 
     def invalid(self, message: str) -> InvalidInput:
         """The error for something wrong with the whole file."""
-        return InvalidInput.one(self.where, SOURCE_PATH, message)
+        return InvalidInput.one(self.where, self._field, message)
 
     def unchanged(self) -> None:
         """Raises SourceChanged when size, modification time or inode are not what they were at first."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Protocol
 
@@ -28,12 +28,18 @@ class RowReader(Protocol):
 
 
 class FileSource:
-    """Source over a file. Each call opens the file anew, so that calls in several threads do not meet."""
+    """Source over a file. Each call opens the file anew, so that calls in several threads do not meet.
 
-    def __init__(self, *, file: SourceFile, reader: RowReader, limit: int | None) -> None:
+    `release` is called once, on `close`: then the file may go.
+    """
+
+    def __init__(
+        self, *, file: SourceFile, reader: RowReader, limit: int | None, release: Callable[[], None] | None = None
+    ) -> None:
         self._file = file
         self._reader = reader
         self._limit = limit
+        self._release = release
 
     def fingerprint(self) -> str:
         """See Source."""
@@ -62,7 +68,10 @@ class FileSource:
             )
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Nothing of the file is held between calls; a copy in a cache is let go of."""
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
     def _guarded(self, start: Position) -> Generator[Run, None, None]:
         """The reader's runs, each checked after it was read to be of the file as it was."""

@@ -83,7 +83,7 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("uri", "says"),
     [
-        ("s3://bucket/t.csv", "s3:// is not supported"),
+        ("ftp://host/t.csv", "ftp:// is not supported"),
         ("file://otherhost/t.csv", "names no host"),
         ("http:///t.csv", "no valid address"),
         ("http://exa mple/t.csv", "no valid address"),

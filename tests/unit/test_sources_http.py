@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rowmill.errors import InvalidInput
+from rowmill.errors import InvalidInput, PlaceUnavailable
 from rowmill.sources import Source, open_source
+from rowmill.sources.cache import Cache, HeldCopy
 from rowmill.sources.download import fetched
+from rowmill.storage import AddressPolicy
 from tests.unit.sources_helpers import rows
 
 CSV = b"a\n1\n2\n"
@@ -85,8 +89,34 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def opened(url: str, cache: Path) -> Source:
-    return open_source(uri=url, rows=None, format=None, limit=None, base=Path("/nowhere"), cache=cache)
+OPENED: list[Source] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """Sources hold their copy in the cache until they are closed."""
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+def opened(url: str, cache: Path, **options: Any) -> Source:
+    source = open_source(uri=url, rows=None, format=None, limit=None, base=Path("/nowhere"), cache=cache, **options)
+    OPENED.append(source)
+    return source
+
+
+def get(url: str, cache: Path, **options: Any) -> HeldCopy:
+    return fetched(url, where=url, cache=Cache(cache), policy=AddressPolicy.everything(), **options)
+
+
+def away(url: str, cache: Path, **options: Any) -> PlaceUnavailable:
+    """What is raised where waiting helps; it says where, without what the query may hold."""
+    with pytest.raises(PlaceUnavailable) as caught:
+        opened(url, cache, **options)
+    assert str(caught.value).startswith(url.partition("?")[0])
+    assert "signed=1" not in str(caught.value)
+    return caught.value
 
 
 def message(url: str, cache: Path) -> str:
@@ -139,8 +169,8 @@ def test_a_cached_copy_that_is_not_what_was_fetched_is_not_used(server: Server, 
 def test_a_truncated_download_is_an_error_and_never_read(server: Server, tmp_path: Path, damage: str) -> None:
     server.headers = {"ETag": '"1"'}
     server.length, server.chunked_cut = (len(CSV) + 10, False) if damage == "length" else (None, True)
-    assert "ended early" in message(server.url, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert "ended early" in str(away(server.url, tmp_path))
+    assert list(tmp_path.glob("*.content")) == []
     server.length, server.chunked_cut = -1, False
     assert rows(opened(server.url, tmp_path)) == [{"a": "1"}, {"a": "2"}]
 
@@ -150,17 +180,37 @@ def test_a_truncated_download_leaves_the_former_copy_alone(server: Server, tmp_p
     opened(server.url, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     server.headers, server.length = {"ETag": '"2"'}, 1000
-    assert "ended early" in message(server.url, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert "ended early" in str(away(server.url, tmp_path))
+    after = {path.name: path.read_bytes() for path in tmp_path.iterdir() if ".partial" not in path.name}
+    assert after == before
 
 
 @pytest.mark.parametrize(
     ("status", "says"),
-    [(404, "404 Not Found; correct the address"), (403, "signed query"), (503, "try again"), (429, "try again")],
+    [(404, "404 Not Found; correct the address"), (403, "signed query"), (410, "correct"), (501, "correct")],
 )
 def test_what_the_server_refuses_is_said(server: Server, tmp_path: Path, status: int, says: str) -> None:
     server.status = status
     assert says in message(server.url, tmp_path)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504, 599])
+def test_what_passes_is_waited_for(server: Server, tmp_path: Path, status: int) -> None:
+    server.status, server.headers = status, {"Retry-After": "7"}
+    error = away(server.url, tmp_path)
+    assert f"the server answered {status}" in str(error)
+    assert error.retry_after == 7.0
+    server.status, server.headers = 200, {}
+    assert rows(opened(server.url, tmp_path)) == [{"a": "1"}, {"a": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("said", "waits"),
+    [("999999999999999", 300.0), ("soon", None), ("-1", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0)],
+)
+def test_a_retry_after_is_bounded(server: Server, tmp_path: Path, said: str, waits: float | None) -> None:
+    server.status, server.headers = 503, {"Retry-After": said}
+    assert away(server.url, tmp_path).retry_after == waits
 
 
 def test_a_304_that_nobody_asked_for_is_an_error(server: Server, tmp_path: Path) -> None:
@@ -189,7 +239,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/t.csv"
-        assert "refuses the connection" in message(url, tmp_path)
+        assert "refuses the connection" in str(away(url, tmp_path))
 
 
 def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
@@ -197,16 +247,16 @@ def test_a_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/t.csv"
-        with pytest.raises(InvalidInput, match="did not answer in time"):
-            fetched(url, where=url, cache=tmp_path, timeout=0.05)
+        with pytest.raises(PlaceUnavailable, match="did not answer in time"):
+            get(url, tmp_path, timeout=0.05)
 
 
 def test_a_server_that_drips_is_given_up(server: Server, tmp_path: Path) -> None:
     times = iter(range(0, 10**9, 61))
     clock: Callable[[], float] = lambda: float(next(times))  # noqa: E731 - a minute and a second pass at each look
-    with pytest.raises(InvalidInput, match="sends too slowly"):
-        fetched(server.url, where=server.url, cache=tmp_path, clock=clock)
-    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(PlaceUnavailable, match="sends too slowly"):
+        get(server.url, tmp_path, clock=clock)
+    assert list(tmp_path.glob("*.content")) == []
 
 
 def test_a_cache_that_cannot_be_written_is_said(server: Server, tmp_path: Path) -> None:
@@ -216,14 +266,18 @@ def test_a_cache_that_cannot_be_written_is_said(server: Server, tmp_path: Path) 
 
 def test_fetches_at_once_leave_one_whole_copy(server: Server, tmp_path: Path) -> None:
     server.body = b"a\n" + b"x\n" * 100_000
-    found: list[int] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(fetched(server.url, where="u", cache=tmp_path).stat().st_size))
-        for _ in range(4)
-    ]
+    server.headers = {"ETag": '"1"'}
+    found: list[bytes] = []
+
+    def fetch() -> None:
+        with contextlib.closing(get(server.url, tmp_path)) as copy:
+            found.append(copy.path.read_bytes())
+
+    threads = [threading.Thread(target=fetch) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [len(server.body)] * 4
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".content", ".json"]
+    assert found == [server.body] * 4
+    assert server.bodies == 1
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".content", ".json", ".lock"]

@@ -97,7 +97,15 @@ class Conductor:
         self._tools = tools
         self._scaler = scaler
         self._meter = meter
-        self.status = replace(status, phase=Phase.RUNNING, message="", generation=record.generation, epoch=record.epoch)
+        self.status = replace(
+            status,
+            phase=Phase.RUNNING,
+            message="",
+            generation=record.generation,
+            epoch=record.epoch,
+            started_at=record.started_at,
+            ended_at=None,
+        )
         self._total = record.total
         self._errors_at = 0.0
         self._census_at = 0.0

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor as ThreadPool
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rowmill.errors import InvalidInput, SourceChanged, StateInUse, StoreUnavailable
+from rowmill.errors import FrozenChanged, InvalidInput, PlaceUnavailable, SourceChanged, StateInUse, StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import FeedPosition, Leadership, Ledger, RangeCounts, RunRecord, Superseded
 from rowmill.ledger.budget import why_capped, workers_allowed
 from rowmill.row import Position
-from rowmill.sources import Source, open_source
+from rowmill.sources import Content, Source, open_source, prune_cache
 from rowmill.spec import BatchJob, effective_concurrency, frozen_changes, frozen_part, missing_columns
 from rowmill.status import Phase, RunStatus
+from rowmill.storage import AddressPolicy
 from rowmill.tasks import set_within
 from rowmill.telemetry.logging import Logger
 from rowmill.telemetry.metrics import EngineMetrics
@@ -39,12 +42,21 @@ from rowmill_operator.engine.ports import Fleet, StatusSink
 from rowmill_operator.engine.progress import RateMeter
 
 RETRY_SECONDS = (0.2, 5.0)
+PLACE_RETRY_SECONDS = (1.0, 30.0)
+"""Between attempts to have a source that is away: its server is somebody else's, and many jobs may ask it."""
 LEAD_SECONDS = 30.0
 """How long a lost leadership is waited for: our own last session may linger on the server for a while."""
 
 
 class Engine:
-    """Drives one run. `base` is the folder that relative sources are found in, `cache` one for downloads."""
+    """Drives one run. `base` is the folder that relative sources are found in, `cache` one for downloads.
+
+    `content` fetches the table of `spec.source.configMap`; `credentials` the keys of `spec.source.secretName` (None:
+    there is none named). Both are asked anew at each opening; what they raise ends the run as what a source raises
+    does. `policy` is what a source may be fetched from (None: everything), `ambient` allows this process's own identity
+    at object stores, `cache_bytes` bounds the cache. `fetchers` are the threads that sources are fetched in: a slow
+    server must not hold up other runs' feeding where `threads` are shared (default: `threads`).
+    """
 
     def __init__(
         self,
@@ -60,6 +72,12 @@ class Engine:
         log: Logger,
         metrics: EngineMetrics | None = None,
         threads: ThreadPool | None = None,
+        fetchers: ThreadPool | None = None,
+        content: Callable[[], Awaitable[Content]] | None = None,
+        credentials: Callable[[], Awaitable[Mapping[str, str] | None]] | None = None,
+        policy: AddressPolicy | None = None,
+        ambient: bool = True,
+        cache_bytes: int | None = None,
         bounds: WindowBounds | None = None,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -76,6 +94,13 @@ class Engine:
         self._metrics = metrics
         self._own_threads = ThreadPoolExecutor(2, thread_name_prefix="source") if threads is None else None
         self._threads: ThreadPool = threads or self._own_threads  # type: ignore[assignment]
+        self._fetchers: ThreadPool = fetchers or self._threads
+        self._content = content
+        self._credentials = credentials
+        self._policy = policy
+        self._ambient = ambient
+        self._cache_bytes = cache_bytes
+        self._over = threading.Event()
         self._now = now
         self._wall = wall
         spec = job.spec
@@ -96,10 +121,11 @@ class Engine:
     async def run(self, *, stop: asyncio.Event) -> RunStatus:
         """Drive the run until it ends or `stop` is set; returns its last status.
 
-        Raises InvalidInput (the manifest does not fit the run or its source), SourceChanged, StateInUse (another engine
-        drives it), Superseded. Stores that are away are waited for.
+        Raises FrozenChanged (the manifest does not fit the run), InvalidInput (nor its source), SourceChanged,
+        StateInUse (another engine drives it), Superseded. Stores that are away are waited for, and a source whose
+        place is.
         """
-        delay = RETRY_SECONDS[0]
+        delay, place_delay = RETRY_SECONDS[0], PLACE_RETRY_SECONDS[0]
         lead_since: float | None = None
         try:
             while not stop.is_set():
@@ -112,6 +138,16 @@ class Engine:
                         delay = RETRY_SECONDS[0]
                     self._log.warning("a store is away; waiting", reason=str(error))
                     await self._report(replace(self._status, message=f"waiting: {error}"))
+                except PlaceUnavailable as error:
+                    lead_since = self._now()
+                    if stop.is_set():
+                        break
+                    wait = max(place_delay, error.retry_after or 0.0)
+                    place_delay = min(place_delay * 2, PLACE_RETRY_SECONDS[1])
+                    self._log.warning("the source is away; waiting", reason=str(error), wait_seconds=wait)
+                    await self._report(replace(self._status, message=f"waiting for the source: {error}"))
+                    await set_within(stop, wait)
+                    continue
                 except StateInUse:
                     if lead_since is None or self._now() - lead_since > LEAD_SECONDS:
                         raise
@@ -119,8 +155,11 @@ class Engine:
                 delay = min(delay * 2, RETRY_SECONDS[1])
             return self._status
         finally:
+            self._over.set()
             if self._source is not None:
                 self._source.close()
+                with contextlib.suppress(RuntimeError):  # shared threads may have ended before us
+                    self._fetchers.submit(prune_cache, self._cache, max_bytes=self._cache_bytes)
             if self._own_threads is not None:
                 self._own_threads.shutdown(wait=False)
 
@@ -164,10 +203,10 @@ class Engine:
         if problems and record.epoch == 0:
             return await self._ledger.runs.restate(record, frozen=frozen, shards=self._job.spec.shards)
         if problems:
-            raise InvalidInput(where, problems)
+            raise FrozenChanged(where, problems)
         if limit_lowered(record, self._row_limit):
             before = "no limit" if record.row_limit is None else str(record.row_limit)
-            raise InvalidInput.one(
+            raise FrozenChanged.one(
                 where,
                 "spec.source.limit",
                 f"{self._row_limit} is less than this run has begun with ({before}); raise it, or change spec.runId",
@@ -212,13 +251,15 @@ class Engine:
             seconds_left=None,
             workers_desired=0,
             workers_ready=0,
+            started_at=record.started_at,
+            ended_at=record.finished_at if phase is record.phase else None,
             errors=await self._ledger.runs.error_counts(record),
         )
 
     async def _go(
         self, record: RunRecord, window: FeedWindow, leadership: Leadership, stop: asyncio.Event
     ) -> RunStatus:
-        source = await self._open_source(record)
+        source = await self._open_source(record, stop)
         generation = max(record.generation, self._job.spec.retry_generation)
         if limit_changes(record, self._row_limit):
             record = await self._ledger.runs.raise_limit(record, self._row_limit)
@@ -288,25 +329,53 @@ class Engine:
         if self._metrics is not None:
             self._metrics.fed(str(self._identity), rows=rows, size=size, seconds=seconds)
 
-    async def _open_source(self, record: RunRecord) -> Source:
+    async def _opened(self, stop: asyncio.Event) -> Source:
+        """The source as the manifest names it, fetched where it is far away."""
+        spec = self._job.spec.source
+        content = await self._content() if self._content is not None and spec.config_map is not None else None
+        credentials = await self._credentials() if self._credentials is not None else None
+        opening = asyncio.get_running_loop().run_in_executor(
+            self._fetchers,
+            lambda: open_source(
+                uri=spec.uri,
+                rows=spec.rows,
+                format=spec.format,
+                limit=spec.limit,
+                base=self._base,
+                cache=self._cache,
+                content=content,
+                credentials=credentials,
+                ambient=self._ambient,
+                policy=self._policy,
+                cache_bytes=self._cache_bytes,
+                stopped=lambda: stop.is_set() or self._over.is_set(),
+            ),
+        )
+        stopping = asyncio.ensure_future(stop.wait())
+        wanted = False
+        try:
+            either: set[asyncio.Future[Any]] = {opening, stopping}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                raise PlaceUnavailable("told to stop while the source was being fetched")
+            wanted = True
+            return opening.result()
+        finally:
+            stopping.cancel()
+            if not wanted:
+                # The thread goes on until it looks at what stops it; what it opens then is nobody's.
+                opening.add_done_callback(_close_unwanted)
+
+    async def _open_source(self, record: RunRecord, stop: asyncio.Event) -> Source:
         """Open the source once, see that it is the one this run began with, and that the manifest fits it."""
         loop = asyncio.get_running_loop()
         if self._source is None:
-            spec = self._job.spec.source
-            self._source = await loop.run_in_executor(
-                self._threads,
-                lambda: open_source(
-                    uri=spec.uri,
-                    rows=spec.rows,
-                    format=spec.format,
-                    limit=spec.limit,
-                    base=self._base,
-                    cache=self._cache,
-                ),
-            )
+            self._source = await self._opened(stop)
             columns = await loop.run_in_executor(self._threads, self._source.columns)
             if columns is not None and (problems := missing_columns(self._job, columns)):
-                raise InvalidInput(str(spec.uri or "spec.source.rows"), problems)
+                source = self._job.spec.source
+                name = source.uri or ("spec.source.configMap" if source.config_map else "spec.source.rows")
+                raise InvalidInput(name, problems)
         fingerprint = await loop.run_in_executor(self._threads, self._source.fingerprint)
         if record.fingerprint not in (None, fingerprint):
             raise SourceChanged(
@@ -351,3 +420,8 @@ class Engine:
         await self._report(await self._final(replace(record, total=total), verdict.phase, verdict.message, counts))
         await self._ledger.runs.expire_claims()  # last: of many that takes a while
         return self._status
+
+
+def _close_unwanted(opening: asyncio.Future[Source]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
