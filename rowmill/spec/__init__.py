@@ -1,6 +1,6 @@
 """The `BatchJob` manifest: its models, how it is read and checked, and what follows from it alone."""
 
-from rowmill.spec.available import check_available, not_available
+from rowmill.spec.available import Place, check_available, not_available
 from rowmill.spec.concurrency import default_in_flight, effective_concurrency
 from rowmill.spec.frozen import executor_digest, frozen_changes, frozen_part
 from rowmill.spec.job import API_VERSION, KIND, BatchJob, Spec, json_schema
@@ -14,6 +14,7 @@ __all__ = [
     "KIND",
     "BadKey",
     "BatchJob",
+    "Place",
     "Spec",
     "canonical_key",
     "check_available",

@@ -59,6 +59,7 @@ QueryText = Annotated[str, StringConstraints(min_length=1, max_length=4096), NoT
 Template = Annotated[str, StringConstraints(min_length=1, max_length=65_536), NoTraps]
 
 _RESULT: Final = "JMESPath into the answer; the whole answer when absent."
+_RESULT_PART: Final = "JMESPath into the answer; @ is the whole answer."
 
 
 class ValueFrom(OneOf):
@@ -212,7 +213,7 @@ class OpenAIExecutor(Executor):
         description="Further fields of the request, as they are.",
         examples=[{"temperature": 0, "max_tokens": 64}],
     )
-    result: QueryText | None = Field(default="choices[0].message.content", description=_RESULT)
+    result: QueryText = Field(default="choices[0].message.content", description=_RESULT_PART)
 
 
 class DifyExecutor(Executor):
@@ -231,7 +232,7 @@ class DifyExecutor(Executor):
     user: Template = Field(
         default="{{ job.namespace }}/{{ job.name }}", description="The user that Dify counts the run to."
     )
-    result: QueryText | None = Field(default="data.outputs", description=_RESULT)
+    result: QueryText = Field(default="data.outputs", description=_RESULT_PART)
 
 
 class ComfyUIExecutor(Executor):

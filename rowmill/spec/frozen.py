@@ -19,7 +19,8 @@ from rowmill.templating.values import join_path
 MAX_CHANGES: Final = 20
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 _FROZEN: Final = ("mode", "source", "key", "executor", "dedupe", "shards", "timeoutSeconds")
-_ADVICE: Final = "is frozen for a run: change spec.runId to start a new one, or set it back"
+_FREE_OF_SOURCE: Final = ("limit", "secretName")
+FROZEN_ADVICE: Final = "is frozen for a run: change spec.runId to start a new one, or set it back"
 
 
 def canonical_json(value: Any) -> bytes:
@@ -30,11 +31,12 @@ def canonical_json(value: Any) -> bytes:
 def frozen_part(spec: Spec) -> dict[str, Any]:
     """The frozen fields by their names in the manifest, as plain JSON.
 
-    `source.limit` may change; `simulate` counts in mode Simulate only.
+    `source.limit` and `source.secretName` may change; `simulate` counts in mode Simulate only.
     """
     whole: dict[str, Any] = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     part: dict[str, Any] = {name: whole[name] for name in _FROZEN if name in whole}
-    part["source"].pop("limit", None)
+    for name in _FREE_OF_SOURCE:
+        part["source"].pop(name, None)
     rows = part["source"].get("rows")
     if rows is not None:
         part["source"]["rows"] = {"count": len(rows), "digest": _digest(rows)}
@@ -45,7 +47,7 @@ def frozen_part(spec: Spec) -> dict[str, Any]:
 
 def frozen_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Problem]:
     """The frozen fields in which two frozen parts differ; none where a run may go on. At most 20 are named."""
-    changes = [Problem(path, _ADVICE) for path in _differences(dict(old), dict(new), "spec")]
+    changes = [Problem(path, FROZEN_ADVICE) for path in _differences(dict(old), dict(new), "spec")]
     return changes[:MAX_CHANGES]
 
 

@@ -16,6 +16,7 @@ from rowmill.spec.base import (
     Bool,
     Column,
     DnsLabel,
+    DnsSubdomain,
     Finding,
     Identifier,
     Int,
@@ -28,7 +29,7 @@ from rowmill.spec.base import (
     unique,
 )
 from rowmill.spec.executors import ExecutorChoice
-from rowmill.spec.source import Source, check_uri, format_of
+from rowmill.spec.source import Source, check_uri, format_of, in_object_store, secret_without_store
 
 API_VERSION: Final = "rowmill.dev/v1alpha1"
 KIND: Final = "BatchJob"
@@ -128,8 +129,13 @@ class Output(Part):
             examples=["results.jsonl", "s3://bucket/triage/"],
         )
     )
+    secret_name: DnsSubdomain | None = Field(
+        default=None,
+        description="Secret in the job's namespace with the credentials of the object store that `uri` lies in; "
+        "without it the store is written to anonymously.",
+    )
     format: Literal["CSV", "JSONL", "Parquet"] | None = Field(
-        default=None, description="From the suffix of `uri` when absent, else JSONL."
+        default=None, description="When absent, from the suffix of a file's `uri`; else, and in a folder, JSONL."
     )
     include: Annotated[
         tuple[Literal["Succeeded", "Failed", "Deduplicated"], ...],
@@ -144,14 +150,20 @@ class Output(Part):
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> list[Finding]:
         uri = given.get("uri")
-        if isinstance(uri, str) and given.get("format") is None and uri.lower().endswith(".xlsx"):
-            return [(("uri",), "results are not written as Excel; end it in .csv, .jsonl or .parquet")]
-        return []
+        findings = secret_without_store(given)
+        if isinstance(uri, str) and in_object_store(uri):
+            if not uri.endswith("/"):
+                findings.append((("uri",), "names no folder of the object store; end it in /, as s3://bucket/prefix/"))
+        elif isinstance(uri, str) and given.get("format") is None and uri.lower().endswith(".xlsx"):
+            findings.append((("uri",), "results are not written as Excel; end it in .csv, .jsonl or .parquet"))
+        return findings
 
     @property
     def effective_format(self) -> Literal["CSV", "JSONL", "Parquet"]:
-        """`format`, or what the suffix of `uri` tells, else JSONL."""
-        told = self.format or (format_of(self.uri) if self.uri is not None else None)
+        """`format`, or what the suffix of a file tells, else JSONL: the name of a folder tells nothing."""
+        if self.format is not None:
+            return self.format
+        told = format_of(self.uri) if self.uri is not None and not in_object_store(self.uri) else None
         return told if told is not None and told != "Excel" else "JSONL"
 
 
@@ -244,6 +256,15 @@ class Workers(Part):
         default=0, description="Workers while there is work, at least."
     )
     max_replicas: Annotated[Int, Field(ge=1, le=1_000)] = Field(default=10, description="Workers at most.")
+    scaling: Literal["Operator", "External"] = Field(
+        default="Operator",
+        description="Who sets the number of workers: Rowmill by the rows that wait, or something outside (KEDA, an "
+        "HPA, kubectl scale) by `replicas`.",
+    )
+    replicas: Annotated[Int, Field(ge=0, le=1_000)] = Field(
+        default=0,
+        description="Workers wanted where scaling is External; written through the scale subresource. Read only then.",
+    )
     rows_per_worker: Annotated[Int, Field(ge=1, le=1_000_000)] = Field(
         default=500, description="Rows waiting for which one worker more is started."
     )
@@ -283,12 +304,14 @@ class Spec(Part):
         description="Names the run. The same run never does a row twice; another value is a deliberate new run.",
     )
     mode: Literal["Run", "Simulate"] = Field(
-        default="Run", description="Simulate does everything but the call. Frozen for a run."
+        default="Run",
+        description="Simulate does everything but the call, in a run of its own: what it records never stands for real "
+        "outcomes.",
     )
     simulate: Simulate | None = Field(
         default=None, description="What a simulated call does; counts in mode Simulate only."
     )
-    source: Source = Field(description="Where the rows come from. Frozen for a run, but for `limit`.")
+    source: Source = Field(description="Where the rows come from. Frozen for a run, but for `limit` and `secretName`.")
     key: Annotated[tuple[Column, ...], Field(max_length=16), AfterValidator(unique), Listed] = Field(
         default=(), description="Columns that name a row, for people and for dedupe. Frozen for a run."
     )

@@ -38,6 +38,9 @@ SUFFIXES: Final[Mapping[str, Format]] = {
 }
 """What a source or an output is, where `format` is absent."""
 
+OBJECT_STORES: Final = frozenset({"s3", "gs", "az", "abfs"})
+"""Schemes of object stores: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage (two names)."""
+
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -45,6 +48,11 @@ def uri_scheme(uri: str) -> str:
     """`https` of `https://…`, in lower case; empty for a path."""
     found = _SCHEME.match(uri)
     return found[1].lower() if found else ""
+
+
+def in_object_store(uri: str) -> bool:
+    """Whether a URI names a place in an object store."""
+    return uri_scheme(uri) in OBJECT_STORES
 
 
 def format_of(uri: str) -> Format | None:
@@ -75,6 +83,14 @@ def check_uri(uri: str) -> str:
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=4096), NoTraps, AfterValidator(check_uri)]
 
 
+def secret_without_store(given: Mapping[str, Any]) -> list[Finding]:
+    """A finding where `secretName` is set and `uri` names no object store that would take its credentials."""
+    uri = given.get("uri")
+    if given.get("secretName") is None or (isinstance(uri, str) and in_object_store(uri)):
+        return []
+    return [(("secretName",), "goes with a uri in an object store (s3://, gs://, az://) only; leave it out")]
+
+
 class KeyReference(Part):
     """A key of an object of the cluster."""
 
@@ -94,15 +110,19 @@ class Query(Part):
 
 
 class Source(OneOf):
-    """Where the rows come from: exactly one of `uri`, `rows`, `configMap`, `query`. Frozen, but for `limit`."""
+    """Where the rows come from: exactly one of `uri`, `rows`, `configMap`, `query`.
+
+    Frozen for a run, but for `limit` and `secretName`.
+    """
 
     model_config = ConfigDict(json_schema_extra=one_of_schema("uri", "rows", "configMap", "query"))
     alternatives: ClassVar[tuple[str, ...]] = ("uri", "rows", "configMap", "query")
 
     uri: Uri | None = Field(
         default=None,
-        description="A table by path or URL. A relative path counts from the folder of the manifest.",
-        examples=["https://files.example/tickets.csv", "data/tickets.parquet"],
+        description="A table by path or URL: https://, or in an object store by s3://, gs:// or az://. Without a "
+        "cluster also a path; a relative one counts from the folder of the manifest.",
+        examples=["https://files.example/tickets.csv", "s3://bucket/tickets.parquet", "data/tickets.csv"],
     )
     rows: Annotated[tuple[JsonObject, ...], Field(max_length=MAX_INLINE_ROWS), Listed] | None = Field(
         default=None,
@@ -110,6 +130,11 @@ class Source(OneOf):
     )
     config_map: KeyReference | None = Field(default=None, description="A table in a key of a ConfigMap.")
     query: Query | None = Field(default=None, description="The rows of an SQL query.")
+    secret_name: DnsSubdomain | None = Field(
+        default=None,
+        description="Secret in the job's namespace with the credentials of the object store that `uri` lies in; "
+        "without it the store is read anonymously. May change within a run.",
+    )
     format: Format | None = Field(
         default=None, description="Format of `uri` or `configMap`; from the suffix of the name when absent."
     )
@@ -133,6 +158,7 @@ class Source(OneOf):
                     f"cannot be told from the suffix of the name (known are {known}); set CSV, JSONL, Parquet or Excel",
                 )
             )
+        findings += secret_without_store(given)
         rows = given.get("rows")
         if isinstance(rows, list | tuple):
             for i, row in enumerate(rows[:MAX_INLINE_ROWS]):
@@ -149,4 +175,15 @@ class Source(OneOf):
         return format_of(name) if name is not None else None
 
 
-__all__ = ["Format", "KeyReference", "Query", "Source", "check_uri", "format_of", "uri_scheme"]
+__all__ = [
+    "OBJECT_STORES",
+    "Format",
+    "KeyReference",
+    "Query",
+    "Source",
+    "check_uri",
+    "format_of",
+    "in_object_store",
+    "secret_without_store",
+    "uri_scheme",
+]

@@ -14,6 +14,7 @@ from rowmill.errors import InvalidInput
 from rowmill.spec import (
     BadKey,
     BatchJob,
+    Place,
     canonical_key,
     check_available,
     default_in_flight,
@@ -212,8 +213,8 @@ def test_missing_columns_are_found_wherever_they_are_named() -> None:
             {"source": {"query": {"connection": {"name": "a", "key": "b"}, "sql": "x"}}},
             "spec.source.query: source query is",
         ),
-        ({"source": {"uri": "s3://b/a.csv"}}, "spec.source.uri: source scheme s3:// is"),
-        ({"output": {"uri": "s3://b/"}}, "spec.output.uri: output to s3:// is"),
+        ({"source": {"uri": "ftp://b/a.csv"}}, "spec.source.uri: source scheme ftp:// is"),
+        ({"output": {"uri": "https://b/a.csv"}}, "spec.output.uri: output to https:// is"),
         ({"limits": {"group": "a"}}, "spec.limits: limits over a group is"),
         ({"concurrency": {"adaptive": {}}}, "spec.concurrency.adaptive: adaptive concurrency is"),
     ],
@@ -231,12 +232,95 @@ def test_what_this_build_does_not_run_is_refused_by_name(spec: dict[str, Any], t
         {"source": {"uri": "https://h/a.csv"}},
         {"source": {"rows": [{"a": 1}]}},
         {"output": {"uri": "out/results.parquet"}},
+        {"source": {"uri": "s3://b/a.csv"}, "output": {"uri": "gs://b/results/"}},
         {"workers": {"gpu": {}, "nodeSelector": {"a": "b"}, "podTemplate": {"x": 1}}, "completionTargetSeconds": 60},
         {"mode": "Simulate", "key": ["a"], "dedupe": {}, "failurePolicy": {"maxFailedPercent": 1}},
     ],
 )
 def test_what_this_build_runs(spec: dict[str, Any]) -> None:
     assert not_available(job(**spec)) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"source": {"uri": "data/a.csv"}}, "spec.source.uri: is a path, and the operator reads no files; put the"),
+        ({"source": {"uri": "file:///a.csv"}}, "spec.source.uri: is a path, and the operator reads no files; put the"),
+        (
+            {"source": {"uri": "ftp://h/a.csv"}},
+            "spec.source.uri: source scheme ftp:// is not available in this build; ",
+        ),
+        ({"output": {"uri": "out.csv"}}, "spec.output.uri: is a path, and pods keep no files; take a folder in an"),
+        ({"output": {"uri": "https://h/o/"}}, "spec.output.uri: output to https:// is not available in this build; "),
+        (
+            {"source": {"query": {"connection": {"name": "a", "key": "b"}, "sql": "x"}}},
+            "spec.source.query: source query is not available in this build; take configMap or rows or uri",
+        ),
+    ],
+)
+def test_what_a_cluster_does_not_run_is_refused_with_what_it_does(spec: dict[str, Any], told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_available(job(**{"source": {"rows": [{"a": 1}]}, **spec}), where="default/j", place=Place.CLUSTER)
+    (line,) = caught.value.lines()
+    assert line.startswith(f"default/j: {told}")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"source": {"rows": [{"a": 1}]}},
+        {"source": {"configMap": {"name": "a", "key": "b.csv"}}},
+        *({"source": {"uri": f"{scheme}://b/a.csv"}} for scheme in ("http", "https", "s3", "gs", "az", "abfs")),
+        *({"output": {"uri": f"{scheme}://b/results/"}} for scheme in ("s3", "gs", "az", "abfs")),
+    ],
+)
+def test_what_a_cluster_runs(spec: dict[str, Any]) -> None:
+    assert not_available(job(**{"source": {"rows": [{"a": 1}]}, **spec}), Place.CLUSTER) == []
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (
+            {"uri": "s3://b"},
+            ["spec.output.uri: names no folder of the object store; end it in /, as s3://bucket/prefix/"],
+        ),
+        ({"uri": "gs://b/results.csv"}, ["spec.output.uri: names no folder of the object store; end it in /, as s3:"]),
+        ({"secretName": "store"}, ["spec.output.secretName: goes with a uri in an object store (s3://, gs://, az://)"]),
+        ({"uri": "o.csv", "secretName": "store"}, ["spec.output.secretName: goes with a uri in an object store (s3"]),
+        ({"uri": "s3://b/p/", "secretName": "store"}, []),
+        ({"uri": "out/"}, []),
+    ],
+)
+def test_an_object_store_takes_results_into_a_folder(output: dict[str, Any], told: list[str]) -> None:
+    if not told:
+        assert job(output=output).spec.output.uri == output["uri"]
+        return
+    with pytest.raises(InvalidInput) as caught:
+        job(output=output)
+    assert [line.split(": ", 1)[1][: len(t)] for line, t in zip(caught.value.lines(), told, strict=True)] == told
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        ({}, "JSONL"),
+        ({"uri": "a.csv"}, "CSV"),
+        ({"uri": "a.csv", "format": "Parquet"}, "Parquet"),
+        ({"uri": "s3://b/a.csv/"}, "JSONL"),
+        ({"uri": "s3://b/a.csv/", "format": "CSV"}, "CSV"),
+    ],
+)
+def test_the_name_of_a_folder_tells_no_format(output: dict[str, Any], told: str) -> None:
+    assert job(output=output).spec.output.effective_format == told
+
+
+def test_credentials_of_the_source_go_with_an_object_store_and_may_change_within_a_run() -> None:
+    with pytest.raises(InvalidInput, match=r"spec\.source\.secretName: goes with a uri in an object store"):
+        job(source={"uri": "https://h/a.csv", "secretName": "store"})
+    before, after = (job(source={"uri": "s3://b/a.csv", "secretName": n}).spec for n in ("old", "new"))
+    bare = job(source={"uri": "s3://b/a.csv"}).spec
+    assert frozen_part(before) == frozen_part(after) == frozen_part(bare)
 
 
 @pytest.mark.parametrize(
