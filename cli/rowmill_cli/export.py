@@ -1,47 +1,23 @@
-"""Outcomes written for people and programs: JSONL, CSV or Parquet, in the order of the source.
+"""Results in a file of this machine: complete, or not there.
 
-JSONL, one object a line, `seq` ascending from 1; these keys are always there:
-
-    {"seq": 1, "key": …, "state": "Succeeded", "attempts": 1, "result": …, "error": null}
-    {"seq": 2, "key": …, "state": "Failed", "attempts": 5, "result": null, "error": {"class": "…", "message": "…"}}
-
-`columns` (an object) is added where the manifest's `output.columns` carries columns over, `duplicateOf` (the winner, as
-`namespace/name/runId#seq`) where the state is Deduplicated.
-
-CSV and Parquet have the columns `seq, key, state, attempts, result, error_class, error_message, duplicate_of` and then
-those of `output.columns`, by their own names (`source_NAME` where one is named like a column of ours). A text
-stands as it is, any other value as JSON, null as nothing (CSV) or null (Parquet). Parquet types: `seq` int64,
-`attempts` int32, all others string.
-
-Written page by page, beside the target, and renamed when complete: whoever finds the file finds all of it.
+Written page by page beside the target, and renamed when complete: whoever finds the file finds all of it. What it looks
+like is told in `rowmill.results.formats`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import json
 import os
 import tempfile
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Final
 
 from rowmill.errors import InvalidInput
 from rowmill.outcome import Outcome, State
+from rowmill.results.formats import outcome_writer
 
-_FIXED = ("seq", "key", "state", "attempts", "result", "error_class", "error_message", "duplicate_of")
-_ROW_GROUP_BYTES = 32 * 1024 * 1024
-_ROW_GROUP_ROWS = 100_000
-
-
-class _Writer(Protocol):
-    def write(self, page: Sequence[Outcome]) -> None: ...
-
-    def close(self) -> None: ...
-
-    def abandon(self) -> None:
-        """Let go of the file, whose content nobody will read."""
+_FORMATS: Final = {".jsonl": "JSONL", ".ndjson": "JSONL", ".csv": "CSV", ".parquet": "Parquet"}
 
 
 def format_of(path: Path) -> str:
@@ -68,10 +44,10 @@ async def export(
     is written.
     """
     wanted = frozenset(include)
-    make = _WRITERS[format_of(path)]
+    format = format_of(path)
     count = 0
     with _replacing(path) as file:
-        writer = make(file, columns)
+        writer = outcome_writer(format, file, columns)
         try:
             async for page in pages:
                 chosen = [outcome for outcome in page if outcome.state in wanted]
@@ -84,49 +60,6 @@ async def export(
             writer.abandon()
             raise
     return count
-
-
-def json_line(outcome: Outcome) -> str:
-    """One line of JSONL, without the line's end."""
-    error = "null"
-    if outcome.error_class is not None:
-        error = json.dumps({"class": outcome.error_class, "message": outcome.error_message or ""}, ensure_ascii=True)
-    parts = [
-        f'{{"seq": {outcome.seq}, "key": {_one_line(outcome.key)}, "state": "{outcome.state.label}", ',
-        f'"attempts": {outcome.attempts}, "result": {_one_line(outcome.result)}, "error": {error}',
-    ]
-    if outcome.duplicate_of is not None:
-        parts.append(f', "duplicateOf": {json.dumps(outcome.duplicate_of)}')
-    if outcome.columns is not None:
-        parts.append(f', "columns": {_one_line(outcome.columns)}')
-    return "".join(parts) + "}"
-
-
-def column_names(columns: Sequence[str]) -> list[str]:
-    """The header of CSV and Parquet: ours first, then the source's, each name once."""
-    names = list(_FIXED)
-    for column in columns:
-        name = column
-        while name in names:
-            name = f"source_{name}"
-        names.append(name)
-    return names
-
-
-def cells(outcome: Outcome, columns: Sequence[str]) -> list[Any]:
-    """One row of CSV or Parquet, in the order of `column_names`."""
-    carried = json.loads(outcome.columns) if outcome.columns is not None else {}
-    return [
-        outcome.seq,
-        _cell(outcome.key),
-        outcome.state.label,
-        outcome.attempts,
-        _cell(outcome.result),
-        outcome.error_class,
-        None if outcome.error_message is None else _encodable(outcome.error_message),
-        outcome.duplicate_of,
-        *(_text(carried.get(column)) for column in columns),
-    ]
 
 
 @contextlib.contextmanager
@@ -163,129 +96,6 @@ def _explained(path: Path) -> Iterator[None]:
             f"the results cannot be written there ({error.strerror}); they are safe in the state folder: name "
             "another place with --output PATH and run the same command again",
         ) from error
-
-
-class _JsonLines:
-    def __init__(self, file: IO[bytes], columns: Sequence[str]) -> None:
-        self._file = file
-
-    def write(self, page: Sequence[Outcome]) -> None:
-        text = "".join([json_line(outcome) + "\n" for outcome in page])
-        self._file.write(text.encode("utf-8", "backslashreplace"))
-
-    def close(self) -> None:
-        pass
-
-    def abandon(self) -> None:
-        pass
-
-
-class _Csv:
-    def __init__(self, file: IO[bytes], columns: Sequence[str]) -> None:
-        self._file = file
-        self._columns = columns
-        self._lines: list[str] = []
-        self._writer = csv.writer(_Appender(self._lines.append), lineterminator="\n")
-        self._writer.writerow(column_names(columns))
-
-    def write(self, page: Sequence[Outcome]) -> None:
-        self._writer.writerows(cells(outcome, self._columns) for outcome in page)
-        self._file.write("".join(self._lines).encode("utf-8"))
-        self._lines.clear()
-
-    def close(self) -> None:
-        self.write(())
-
-    def abandon(self) -> None:
-        pass
-
-
-class _Appender:
-    """What csv takes for a file."""
-
-    def __init__(self, write: Callable[[str], Any]) -> None:
-        self.write = write
-
-
-class _Parquet:
-    """Row groups are closed at a number of rows or bytes, whichever comes first, so that memory stays bounded."""
-
-    def __init__(self, file: IO[bytes], columns: Sequence[str]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._pa = pa
-        self._columns = columns
-        types = {"seq": pa.int64(), "attempts": pa.int32()}
-        names = column_names(columns)
-        self._schema = pa.schema(
-            [
-                pa.field(name, types.get(name, pa.string()), nullable=name not in ("seq", "state", "attempts"))
-                for name in names
-            ]
-        )
-        self._writer = pq.ParquetWriter(file, self._schema, compression="zstd")
-        self._rows: list[list[Any]] = []
-        self._bytes = 0
-
-    def write(self, page: Sequence[Outcome]) -> None:
-        for outcome in page:
-            self._rows.append(cells(outcome, self._columns))
-            self._bytes += 100 + sum(len(text) for text in (outcome.result, outcome.columns, outcome.key) if text)
-            if len(self._rows) >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
-                self._flush()
-
-    def close(self) -> None:
-        if self._rows:
-            self._flush()
-        self._writer.close()
-
-    def abandon(self) -> None:
-        # Else it would try again when it is collected, on a closed file.
-        with contextlib.suppress(Exception):
-            self._writer.close()
-
-    def _flush(self) -> None:
-        arrays = [
-            self._pa.array(values, type=field.type)
-            for values, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)
-        ]
-        self._writer.write_table(self._pa.Table.from_arrays(arrays, schema=self._schema))
-        self._rows.clear()
-        self._bytes = 0
-
-
-_FORMATS = {".jsonl": "JSONL", ".ndjson": "JSONL", ".csv": "CSV", ".parquet": "Parquet"}
-_WRITERS: dict[str, Callable[[IO[bytes], Sequence[str]], _Writer]] = {
-    "JSONL": _JsonLines,
-    "CSV": _Csv,
-    "Parquet": _Parquet,
-}
-
-
-def _one_line(text: str | None) -> str:
-    """A JSON text on one line: a line's end in JSON can only be blank space between tokens."""
-    if text is None:
-        return "null"
-    return text.replace("\r", " ").replace("\n", " ") if "\n" in text or "\r" in text else text
-
-
-def _cell(text: str | None) -> str | None:
-    """A JSON text as a cell: a text as it is, anything else as JSON."""
-    if text is None:
-        return None
-    return _text(json.loads(text)) if text.lstrip()[:1] in ('"', "n") else _one_line(text)
-
-
-def _text(value: Any) -> str | None:
-    if value is None:
-        return None
-    return _encodable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-
-
-def _encodable(text: str) -> str:
-    # Half of a surrogate pair is legal in JSON, but no Unicode text: it is shown as its escape.
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _umask() -> int:

@@ -18,7 +18,7 @@ from rowmill.errors import InvalidInput
 from rowmill.identity import RunIdentity
 from rowmill.spec.job import BatchJob
 from rowmill.spec.naming import identity_of
-from rowmill.spec.source import uri_scheme
+from rowmill.spec.source import OBJECT_STORES, uri_scheme
 
 INSTALLATION: Final = "local"
 _SUFFIXES: Final = {"JSONL": ".jsonl", "CSV": ".csv", "Parquet": ".parquet"}
@@ -73,12 +73,13 @@ def simulated_cost(job: BatchJob, succeeded: int) -> Decimal | None:
     return simulate.cost(succeeded) if is_simulated(job) and simulate and simulate.cost_per_row else None
 
 
-def results_path(job: BatchJob, *, option: Path | None, base: Path, state: Path) -> Path:
-    """The file that gets the results: `--output`, else `spec.output.uri`, else `results.<format>` in the state folder.
+def results_path(job: BatchJob, *, option: Path | None, base: Path, state: Path) -> Path | str:
+    """Where the results go: `--output`, else `spec.output.uri`, else `results.<format>` in the state folder. A text is
+    the address of an object store, below which each run gets a folder; all else are files of this machine.
 
     A place that ends with a slash, or is a folder, gets `results.<format>` inside. A simulated run keeps to the state
     folder (`results.simulated.<format>`) unless the option says where: it never takes the place of real results.
-    Raises InvalidInput where the results would have to go elsewhere than to a file of this machine.
+    Raises InvalidInput where the results would have to go elsewhere.
     """
     output = job.spec.output
     name = "results" + _SUFFIXES.get(output.effective_format or "JSONL", ".jsonl")
@@ -89,6 +90,8 @@ def results_path(job: BatchJob, *, option: Path | None, base: Path, state: Path)
     if output.uri is None:
         return state / name
     scheme = uri_scheme(output.uri)
+    if scheme in OBJECT_STORES:
+        return output.uri
     if scheme not in ("", "file"):
         raise InvalidInput.one(
             "output",

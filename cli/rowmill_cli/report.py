@@ -23,7 +23,7 @@ class Ending:
     seconds: float
     state: Path
     again: str
-    results: Path | None = None
+    results: Path | str | None = None
     interrupted: bool = False
     simulated: bool = False
     cost: Decimal | None = None

@@ -14,8 +14,8 @@ import pytest
 
 from rowmill.errors import InvalidInput
 from rowmill.outcome import Outcome, State
-from rowmill_cli import export as export_module
-from rowmill_cli.export import column_names, export, json_line
+from rowmill.results import column_names, formats, json_line
+from rowmill_cli.export import export
 
 OUTCOMES = [
     Outcome(1, State.SUCCEEDED, 1, result='"billing"', key='"T-1"', columns='{"ticket_id": "T-1", "age": 3}'),
@@ -84,7 +84,7 @@ async def test_csv_carries_texts_as_they_are_and_the_rest_as_json(tmp_path: Path
 async def test_parquet_has_the_documented_types_and_bounded_row_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_module, "_ROW_GROUP_ROWS", 2)
+    monkeypatch.setattr(formats, "ROW_GROUP_ROWS", 2)
     path = tmp_path / "results.parquet"
     await export(pages(OUTCOMES, 3), path, columns=["ticket_id"])
     file = pq.ParquetFile(path)
@@ -101,7 +101,7 @@ async def test_parquet_has_the_documented_types_and_bounded_row_groups(
 
 
 async def test_a_large_page_is_flushed_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_module, "_ROW_GROUP_BYTES", 10_000)
+    monkeypatch.setattr(formats, "ROW_GROUP_BYTES", 10_000)
     large = [Outcome(seq, State.SUCCEEDED, 1, result=json.dumps("x" * 6_000)) for seq in range(1, 5)]
     path = tmp_path / "results.parquet"
     await export(pages(large), path)

@@ -71,8 +71,9 @@ def test_results_go_to_the_option_then_the_manifest_then_the_state() -> None:
     assert place({"uri": "file:///out/r%20s.csv"}) == "/out/r s.csv"
     assert place({"uri": "out/", "format": "CSV"}) == "/jobs/out/results.csv"
     assert place({"uri": "out/r.csv"}, "/else/x.parquet") == "/else/x.parquet"
-    with pytest.raises(InvalidInput, match=r"spec\.output\.uri: s3:// is not available in this build"):
-        place({"uri": "s3://bucket/x/"})
+    assert place({"uri": "s3://bucket/x/"}) == "s3://bucket/x/"
+    with pytest.raises(InvalidInput, match=r"spec\.output\.uri: ftp:// is not available in this build"):
+        place({"uri": "ftp://host/x/"})
 
 
 def test_a_folder_as_option_gets_a_file_inside(tmp_path: Path) -> None:

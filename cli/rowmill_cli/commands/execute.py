@@ -45,7 +45,8 @@ def execute(
         )
     identity = identity_here(job)
     results = results_path(job, option=output, base=manifest.parent, state=state.folder)
-    format_of(results)
+    if isinstance(results, Path):
+        format_of(results)
     state.remember(LastRun(identity, manifest, output), job=to_text(job))
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     if not quiet:

@@ -50,7 +50,8 @@ def results(folder: Path, failed: bool, output: Path | None) -> int:
 
 async def _write(dsn: str, identity: RunIdentity, *, failed: bool, output: Path | None) -> int:
     from rowmill.ledger import Ledger
-    from rowmill_cli.export import export, json_line
+    from rowmill.results import json_line
+    from rowmill_cli.export import export
     from rowmill_cli.local.runner import APPLICATION_NAME
     from rowmill_cli.output import write_out
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from rowmill.ledger import Ledger
 from rowmill.outcome import State as Outcome
 from rowmill.spec.job import BatchJob
 from rowmill.status import Phase, RunStatus
+from rowmill.storage import AddressPolicy
+from rowmill.tasks import end_tasks
 from rowmill.telemetry.logging import Logger, configure_logging
 from rowmill.window import Window
 from rowmill_cli.errors import InternalError
@@ -33,6 +36,8 @@ from rowmill_cli.local.servers import Endpoints, LocalServers
 from rowmill_cli.local.state import State
 from rowmill_cli.progress import ProgressSink
 from rowmill_operator.engine.engine import Engine
+from rowmill_operator.results import PartsWriter, Shape, StoreFolder, open_folder
+from rowmill_operator.results.upload import in_thread
 
 APPLICATION_NAME = "rowmill-cli"
 _WATCH_SECONDS = 1.0
@@ -46,21 +51,21 @@ class Ended:
 
     status: RunStatus
     interrupted: bool
-    results: Path | None
+    results: Path | str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Runner:
     """Runs `job` with local workers. `base` is the folder from which the manifest's relative paths count, `results`
-    where outcomes go, `columns` and `include` what of them; `say` tells a person something between progress and
-    report.
+    where outcomes go (a file, or an address of an object store), `columns` and `include` what of them; `say` tells a
+    person something between progress and report.
     """
 
     state: State
     job: BatchJob
     identity: RunIdentity
     base: Path
-    results: Path
+    results: Path | str
     columns: tuple[str, ...]
     include: tuple[Outcome, ...]
     timeout_seconds: float
@@ -91,11 +96,42 @@ class Runner:
                 ends.push_async_callback(window.close)
                 keeping = asyncio.create_task(self._keep_alive(servers))
                 ends.callback(keeping.cancel)
+                parts = await self._parts(ledger)
+                if parts is not None:
+                    writing = asyncio.create_task(parts.run(stop))
+                    ends.push_async_callback(end_tasks, [writing])
                 status = await self._drive(ledger, window, endpoints, stop, hurry)
                 if stop.is_set() and status.phase not in (Phase.COMPLETE, Phase.FAILED):
                     return Ended(await self._as_recorded(ledger, status), interrupted=True, results=None)
-                done = await self._export(ledger)
-                return Ended(status, interrupted=not done, results=self.results if done else None)
+                if parts is not None:
+                    await end_tasks([writing])
+                done = await self._export(ledger, parts)
+                place = self.results if parts is None else parts.summary.uri
+                return Ended(status, interrupted=not done, results=place if done else None)
+
+    async def _parts(self, ledger: Ledger) -> PartsWriter | None:
+        """What writes to an object store, with the credentials of this environment; None where a file is written."""
+        if isinstance(self.results, Path):
+            return None
+        threads = ThreadPoolExecutor(2, thread_name_prefix="results")
+        folder = await in_thread(threads, self._folder)
+        return PartsWriter(
+            identity=self.identity,
+            runs=ledger.runs,
+            folder=folder,
+            shape=Shape(self.job.spec.output.effective_format, frozenset(self.include), self.columns),
+            log=self.log,
+            threads=threads,
+        )
+
+    def _folder(self) -> StoreFolder:
+        return open_folder(
+            str(self.results),
+            self.identity.run_id,
+            credentials=None,
+            ambient=True,
+            policy=AddressPolicy.everything(),
+        )
 
     async def _as_recorded(self, ledger: Ledger, status: RunStatus) -> RunStatus:
         """The engine's last status with what the workers recorded since, while they drained."""
@@ -163,14 +199,16 @@ class Runner:
             raise RowmillError(await fleet.failure() or "workers refuse the job")
         return status
 
-    async def _export(self, ledger: Ledger) -> bool:
+    async def _export(self, ledger: Ledger, parts: PartsWriter | None) -> bool:
         """Write the results; False where an interrupt came first."""
         record = await ledger.find_run(self.identity)
         if record is None:
             raise RowmillError(f"the ledger does not know the run {self.identity}: was its database emptied meanwhile?")
-        work = asyncio.create_task(
-            export(ledger.results(record), self.results, columns=self.columns, include=self.include)
-        )
+        if parts is not None:
+            work: asyncio.Task[object] = asyncio.create_task(parts.finish())
+        else:
+            pages = ledger.results(record)
+            work = asyncio.create_task(export(pages, Path(self.results), columns=self.columns, include=self.include))
         loop = asyncio.get_running_loop()
         with self.interrupts.told(lambda count: void(loop.call_soon_threadsafe(work.cancel))):
             try:
