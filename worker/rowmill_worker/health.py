@@ -8,53 +8,21 @@ available_slots + processing_count = max_concurrent, always · `/metrics` for Pr
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from rowmill.telemetry.metrics import exposition
+from rowmill.telemetry.serving import serve_probes
 
 
-@asynccontextmanager
-async def serve_health(
+def serve_health(
     *,
     host: str,
     port: int,
     registry: CollectorRegistry,
     not_ready: Callable[[], str | None],
     numbers: Callable[[], dict[str, Any]],
-) -> Any:
+) -> AbstractAsyncContextManager[int]:
     """Serve for the length of the block; yields the port (a free one where 0 was asked for)."""
-
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.Request) -> web.Response:
-        missing = not_ready()
-        return web.Response(text=f"{missing or 'ok'}\n", status=503 if missing else 200)
-
-    async def health(_: web.Request) -> web.Response:
-        return web.json_response(numbers())
-
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=exposition(registry), headers={"Content-Type": "text/plain; version=0.0.4"})
-
-    app = web.Application()
-    app.add_routes(
-        [
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-            web.get("/health", health),
-            web.get("/metrics", metrics),
-        ]
-    )
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        await site.start()
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+    return serve_probes(host=host, port=port, registry=registry, not_ready=not_ready, documents={"/health": numbers})

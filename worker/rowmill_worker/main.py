@@ -14,9 +14,10 @@ import secrets
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -35,7 +36,7 @@ from rowmill_worker.executors.protocol import Executor
 from rowmill_worker.executors.secrets import SecretReader
 from rowmill_worker.health import serve_health
 from rowmill_worker.job import executor_of, request_id, worker_job
-from rowmill_worker.worker import Worker
+from rowmill_worker.worker import Job, Worker
 
 T = TypeVar("T")
 
@@ -48,11 +49,15 @@ def _nothing(stage: str, seqs: Sequence[int]) -> None:
     """Stages are told to nobody."""
 
 
+def _to_nobody(words: str) -> None:
+    """Last words are told to nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """How a worker is started. `name` is the pod's or the process's; an incarnation is added to it. `http_port` 0 takes
     a free one. `secrets_base` is where relative secret files are found
-    (the manifest's folder when absent)."""
+    (the manifest's folder when absent). `told` is given, beside the log, what ends a worker that cannot go on."""
 
     manifest: Path
     installation: str
@@ -65,6 +70,7 @@ class WorkerSettings:
     secrets_base: Path | None = None
     executor: Callable[[BatchJob, RunRecord], Executor] | None = None
     reached: Callable[[str, Sequence[int]], None] = _nothing
+    told: Callable[[str], None] = _to_nobody
 
 
 def main(settings: WorkerSettings) -> int:
@@ -76,10 +82,16 @@ def main(settings: WorkerSettings) -> int:
         for line in error.lines():
             log.error("the job cannot be run", reason=line)
             print(line, file=sys.stderr)  # noqa: T201 - the last line is what a person is shown
+        settings.told(_redacted(str(error), redact))
         return 2
     except RowmillError as error:
         log.error("the worker cannot run", reason=str(error))
+        settings.told(_redacted(str(error), redact))
         return 2
+
+
+def _redacted(text: str, redact: RedactSecrets) -> str:
+    return str(redact(None, "", {"text": text})["text"])
 
 
 async def _main(settings: WorkerSettings, log: Logger, redact: RedactSecrets) -> int:
@@ -89,7 +101,57 @@ async def _main(settings: WorkerSettings, log: Logger, redact: RedactSecrets) ->
         loop.add_signal_handler(number, stop.set)
     job = load_manifest_file(settings.manifest)
     identity = identity_of(job, installation=settings.installation)
+    resolved = worker_job(job, identity, environ=os.environ)
     log = log.bind(job=str(identity))
+    life = _Life(resolved)
+    # From now on it answers that it is alive: a worker that waits for its stores must not be taken for a dead one.
+    async with AsyncExitStack() as serving:
+        try:
+            life.port = await serving.enter_async_context(
+                serve_health(
+                    host=settings.http_host,
+                    port=settings.http_port,
+                    registry=life.registry,
+                    not_ready=life.not_ready,
+                    numbers=life.numbers,
+                )
+            )
+        except OSError:
+            log.exception("health and metrics cannot be served", host=settings.http_host, http_port=settings.http_port)
+            return 1
+        log.info("alive", http_port=life.port)
+        return await _connected(settings, job, identity, life, stop, log, redact)
+
+
+@dataclass(slots=True)
+class _Life:
+    """What is answered over HTTP, before there is a worker and then. `job` is the manifest, resolved."""
+
+    job: Job
+    worker: Worker | None = None
+    port: int = 0
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def not_ready(self) -> str | None:
+        return "not connected to its stores yet" if self.worker is None else self.worker.not_ready()
+
+    def numbers(self) -> dict[str, Any]:
+        if self.worker is not None:
+            return self.worker.numbers()
+        slots = self.job.concurrency
+        free = {"max_concurrent": slots, "available_slots": slots}
+        return {**free, "processing_count": 0, "active_sessions": 0, "waiting": 0}
+
+
+async def _connected(
+    settings: WorkerSettings,
+    job: BatchJob,
+    identity: RunIdentity,
+    life: _Life,
+    stop: asyncio.Event,
+    log: Logger,
+    redact: RedactSecrets,
+) -> int:
     ledger = await _patiently(
         lambda: Ledger.connect(settings.postgres_dsn, application_name="rowmill worker", connections=CONNECTIONS),
         stop=stop,
@@ -100,7 +162,9 @@ async def _main(settings: WorkerSettings, log: Logger, redact: RedactSecrets) ->
         return 0
     try:
         record = await _patiently(lambda: _run_record(ledger, identity), stop=stop, log=log)
-        return 0 if record is None else await _work(settings, job, record, ledger, window, stop, log, redact)
+        if record is None:
+            return 0
+        return await _work(settings, job, record, ledger, window, life, stop, log, redact)
     finally:
         await window.close()
         await ledger.close()
@@ -119,12 +183,13 @@ async def _work(
     record: RunRecord,
     ledger: Ledger,
     window: Window,
+    life: _Life,
     stop: asyncio.Event,
     log: Logger,
     redact: RedactSecrets,
 ) -> int:
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics(registry)
+    resolved = life.job
+    metrics = WorkerMetrics(life.registry)
     reader = SecretReader(
         environ=os.environ, base=settings.secrets_base or settings.manifest.parent, where=str(settings.manifest)
     )
@@ -134,7 +199,6 @@ async def _work(
     redact.add(reader.redactor().redact)  # what the manifest refers to is known now, and stays out of every line
     rng = random.Random(secrets.randbits(64))
     consumer = f"{settings.name}-{secrets.token_hex(4)}"
-    resolved = worker_job(job, record.identity, environ=os.environ)
     capacity = await _patiently(ledger.runs.capacity, stop=stop, log=log)
     if capacity is None:
         await executor.close()
@@ -170,19 +234,14 @@ async def _work(
     gc.collect()
     gc.freeze()
     try:
-        async with serve_health(
-            host=settings.http_host,
-            port=settings.http_port,
-            registry=registry,
-            not_ready=worker.not_ready,
-            numbers=worker.numbers,
-        ) as port:
-            log.info("working", consumer=consumer, slots=resolved.concurrency, http_port=port)
-            await worker.run(stop, grace=resolved.rules.timeout + 5)
-            log.info("drained")
-            return 0
-    except Exception:
+        life.worker = worker
+        log.info("working", consumer=consumer, slots=resolved.concurrency, http_port=life.port)
+        await worker.run(stop, grace=resolved.rules.timeout + 5)
+        log.info("drained")
+        return 0
+    except Exception as error:
         log.exception("a part of this worker failed; its rows are taken over by others")
+        settings.told(f"a part of this worker failed ({type(error).__name__}); its log says how")
         return 1
     finally:
         await executor.close()
