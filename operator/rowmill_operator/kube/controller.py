@@ -1,0 +1,444 @@
+"""One BatchJob from the first sight of it to its end.
+
+    seen → told (observedGeneration, a condition) → checked → finalizer → other runs closed → the engine drives
+      an edit            begins anew: the engine stops where it is, the next one goes on from the ledger
+      a refusal          is told; nothing is tried before the next edit
+      a trouble          is told, and tried again
+    over → results written → workers gone → told → the time to live is over → deleted
+    being deleted → workers gone, streams gone → finalizer off
+
+Everything that decides is in the ledger and in the resource: this may be killed anywhere and begun again, by another
+operator too. What the steps leave behind when one fails is found by the next attempt. A trouble of one job is told on
+it and tried again; nothing of it is raised to anybody else.
+
+Suspended and finished runs need nothing of an engine: they are left alone until an edit, and found so after a restart
+by what their status says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from rowmill.errors import InvalidInput, RowmillError
+from rowmill.identity import RunIdentity
+from rowmill.ledger import Ledger
+from rowmill.spec import BatchJob, Place, identity_of, not_available, parse_job
+from rowmill.status import Phase, RunStatus
+from rowmill.tasks import end_tasks, set_within
+from rowmill.telemetry.logging import Logger
+from rowmill.window import Window
+from rowmill_operator.engine.closing import close_run
+from rowmill_operator.engine.lifecycle import ended
+from rowmill_operator.kube import naming
+from rowmill_operator.kube.api import CONFLICT, NOT_FOUND, ApiAway, ApiError, Json, KubeApi, path_of
+from rowmill_operator.kube.conditions import Reason, Trouble
+from rowmill_operator.kube.events import EventRecorder, Involved
+from rowmill_operator.kube.fleet import KubeFleet
+from rowmill_operator.kube.metrics import JobNumbers
+from rowmill_operator.kube.pod_template import WorkloadSettings
+from rowmill_operator.kube.report import JobReport
+from rowmill_operator.kube.runner import RunTools, drive
+from rowmill_operator.kube.status import Workers
+from rowmill_operator.kube.stores import Stores
+from rowmill_operator.kube.told import told
+from rowmill_operator.kube.troubles import RETRY_SECONDS, JobTrouble, met, problems_of
+from rowmill_operator.kube.workload import build_workload
+from rowmill_operator.kube.writer import StatusWriter
+
+Body = Mapping[str, Any]
+
+STOP_SECONDS = 10.0
+"""How long an engine that is told to stop may take before it is cancelled; what it held is found again."""
+PODS_GONE_SECONDS = 1.0
+FLUSH_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What every controller works with; one of each for all jobs."""
+
+    api: KubeApi
+    stores: Stores
+    events: EventRecorder
+    installation: str
+    workload: WorkloadSettings
+    live: Callable[[str, str], Mapping[str, Any] | None]
+    run: RunTools
+    now: Callable[[], float]
+    wall: Callable[[], float]
+    log: Logger
+    wrote: Callable[[str], None]
+    reconciled: Callable[[float], None]
+
+
+class JobController:
+    """Runs until its resource is gone, or `stop`."""
+
+    def __init__(self, body: Body, *, tools: Tools) -> None:
+        metadata = body["metadata"]
+        self.namespace, self.name, self.uid = metadata["namespace"], metadata["name"], metadata["uid"]
+        self._tools = tools
+        self._log = tools.log.bind(job=f"{self.namespace}/{self.name}")
+        self._body = body
+        self._changed = asyncio.Event()
+        self._gone = False
+        self._stopping = False
+        self._fleet: KubeFleet | None = None
+        self._writer = StatusWriter(
+            patch=self._patch_status, current=body.get("status"), log=self._log, now=tools.now, wrote=tools.wrote
+        )
+        self._report = JobReport(
+            involved=Involved(self.namespace, self.name, self.uid),
+            writer=self._writer,
+            events=tools.events,
+            now=tools.now,
+            wall=tools.wall,
+            fleet_trouble=lambda: self._fleet.trouble() if self._fleet is not None else None,
+        )
+        self._remember()
+
+    @property
+    def numbers(self) -> JobNumbers:
+        """For metrics: what the resource was told last."""
+        phase = str(self._writer.document.get("phase", Phase.PENDING))
+        return JobNumbers(self.namespace, self.name, phase, self._report.run)
+
+    def saw(self, body: Body) -> None:
+        """The watch saw the resource again."""
+        before, self._body = self._body, body
+        if _work(before) != _work(body):
+            self._changed.set()
+        elif self._fleet is not None:
+            self._fleet.follow(external_replicas(body))
+            if generation(body) != self._report.generation:
+                self._report.generation = generation(body)
+                self._report.tell()
+
+    def gone(self) -> None:
+        """The resource is not there any more."""
+        self._gone = True
+        self._changed.set()
+
+    def stop(self) -> None:
+        """This operator ends; the workers go on."""
+        self._stopping = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        writing = asyncio.create_task(self._writer.run(), name="status writer")
+        try:
+            while True:
+                self._changed.clear()
+                if self._stopping:
+                    await self._writer.flush(timeout=FLUSH_SECONDS)
+                    return
+                if await self._turn():
+                    self._tools.events.forget(self.uid)
+                    return
+        finally:
+            await end_tasks([writing])
+
+    async def _turn(self) -> bool:
+        """Pursue what the resource asks for until it changes; whether it is gone for good."""
+        body = self._body
+        stop = asyncio.Event()
+        ends = self._gone or deleting(body)
+        work = asyncio.create_task(self._end(stop) if ends else self._pursue(body, stop))
+        changed = asyncio.create_task(self._changed.wait())
+        try:
+            await asyncio.wait({work, changed}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                stop.set()
+                await asyncio.wait({work}, timeout=STOP_SECONDS)
+            return work.done() and ends and bool(work.result())
+        finally:
+            await end_tasks([changed, work])
+            if work.done() and not work.cancelled() and (error := work.exception()) is not None:
+                raise error
+
+    # -- alive
+
+    async def _pursue(self, body: Body, stop: asyncio.Event) -> bool:
+        """Try until the run is over or `stop`; every trouble is told."""
+        delay = RETRY_SECONDS[0]
+        while not stop.is_set():
+            began = self._tools.now()
+            try:
+                await self._attempt(body, stop)
+                return False
+            except RowmillError as error:
+                found = met(error)
+                self._log.warning("the job cannot go on", reason=found.trouble.reason, message=found.trouble.message)
+                self._report.met(found.trouble)
+                if found.edit:
+                    await stop.wait()
+                    return False
+            if self._tools.now() - began > 2 * RETRY_SECONDS[1]:
+                delay = RETRY_SECONDS[0]
+            await set_within(stop, delay)
+            delay = min(delay * 2, RETRY_SECONDS[1])
+        return False
+
+    async def _attempt(self, body: Body, stop: asyncio.Event) -> None:
+        self._report.begin(generation=generation(body))
+        if settled(body):
+            await self._rest(body, stop)
+            return
+        began = self._tools.now()
+        job = self._checked(body)
+        identity = identity_of(job, installation=self._tools.installation)
+        self._report.concerns(identity.run_id)
+        self._report.tell()
+        await self._hold(body)
+        ledger, window = await self._tools.stores.get()
+        await self._close_others(identity, ledger=ledger, window=window)
+        self._tools.reconciled(self._tools.now() - began)
+        status = await self._drive(job, identity, ledger=ledger, window=window, stop=stop)
+        if stop.is_set():
+            return
+        self._report.finished(status)
+        await self._rest(self._body, stop)
+
+    def _checked(self, body: Body) -> BatchJob:
+        where = f"BatchJob {self.namespace}/{self.name}"
+        try:
+            job = parse_job({name: part for name, part in body.items() if name != "status"}, where=where)
+        except InvalidInput as error:
+            raise JobTrouble(
+                Reason.INVALID_SPEC, f"{problems_of(error)}. Correct it and apply again", edit=True
+            ) from error
+        if problems := not_available(job, Place.CLUSTER):
+            raise JobTrouble(Reason.NOT_AVAILABLE, problems_of(InvalidInput(where, problems)), edit=True)
+        return job
+
+    async def _drive(
+        self, job: BatchJob, identity: RunIdentity, *, ledger: Ledger, window: Window, stop: asyncio.Event
+    ) -> RunStatus:
+        """The engine, its workers and its results, until the run is over, suspended, or `stop`."""
+        tools = self._tools
+        settings = tools.workload
+        pinned = pinned_image(self._body, identity.run_id)
+        if pinned:
+            settings = replace(settings, image=pinned)
+        try:
+            workload = build_workload(job, uid=self.uid, settings=settings)
+        except InvalidInput as error:
+            raise JobTrouble(Reason.INVALID_SPEC, problems_of(error), edit=True) from error
+        self._report.workers = Workers(settings.image, naming.selector_text(self.name))
+        fleet = KubeFleet(
+            api=tools.api,
+            job=job,
+            uid=self.uid,
+            workload=workload,
+            live=lambda: tools.live(self.namespace, workload.name),
+            now=tools.now,
+            wall=tools.wall,
+            log=self._log,
+        )
+        fleet.follow(external_replicas(self._body))
+        self._fleet = fleet
+        converging = asyncio.create_task(fleet.run(), name="fleet")
+        try:
+            status = await drive(
+                job,
+                identity,
+                ledger=ledger,
+                window=window,
+                fleet=fleet,
+                report=self._report,
+                tools=tools.run,
+                stop=stop,
+            )
+            if ended(status.phase) and not stop.is_set():
+                await end_tasks([converging])
+                await self._patiently(fleet.remove, stop)
+            elif status.phase is Phase.SUSPENDED and not stop.is_set():
+                await fleet.settled(stop)
+            return status
+        finally:
+            self._fleet = None
+            await end_tasks([converging])
+
+    async def _rest(self, body: Body, stop: asyncio.Event) -> None:
+        """Over or suspended: until an edit, or the end of the time to live."""
+        left = seconds_to_live(body, self._writer.document, now=self._tools.wall())
+        if left is None:
+            await stop.wait()
+            return
+        if await set_within(stop, max(0.0, left)):
+            return
+        await self._writer.flush(timeout=FLUSH_SECONDS)
+        self._log.info("its time to live is over; it is deleted", ttl_seconds=body["spec"]["ttlSecondsAfterFinished"])
+        await self._tools.api.delete(path_of("batchjobs", self.namespace, self.name), uid=self.uid)
+        await stop.wait()
+
+    async def _close_others(self, identity: RunIdentity, *, ledger: Ledger, window: Window) -> None:
+        """Rows of another run of this job are not worked on any more; what it has done stays in the ledger."""
+        for record in await ledger.runs.of_job(identity.installation, identity.namespace, identity.name):
+            if record.identity != identity and record.phase in (Phase.RUNNING, Phase.PENDING):
+                await close_run(record, ledger=ledger, window=window, why=f"spec.runId became {identity.run_id}")
+
+    # -- being deleted
+
+    async def _end(self, stop: asyncio.Event) -> bool:
+        """Until nothing of the job is left but what the ledger keeps; whether that is so."""
+        self._report.deleting()
+        delay = RETRY_SECONDS[0]
+        while not stop.is_set():
+            try:
+                if not self._gone and naming.FINALIZER not in finalizers(self._body):
+                    await stop.wait()  # others hold it
+                    return False
+                await self._clear(stop)
+                if not self._gone:
+                    await self._release()
+                return True
+            except RowmillError as error:
+                trouble = met(error).trouble
+                self._log.warning("the job cannot be cleared away yet", reason=str(error))
+                self._report.met(Trouble(trouble.reason, f"being deleted, and waiting: {error}"))
+            await set_within(stop, delay)
+            delay = min(delay * 2, RETRY_SECONDS[1])
+        return False
+
+    async def _clear(self, stop: asyncio.Event) -> None:
+        """Workers are told to go, the window is closed, and the last pod is waited for."""
+        tools = self._tools
+        if not self._gone:
+            await tools.api.delete(path_of("deployments", self.namespace, naming.workers_name(self.name)))
+        ledger, window = await tools.stores.get()
+        for record in await ledger.runs.of_job(tools.installation, self.namespace, self.name):
+            await close_run(record, ledger=ledger, window=window, why="the BatchJob was deleted; apply it to go on")
+        while not self._gone and await self._pods() and not await set_within(stop, PODS_GONE_SECONDS):
+            pass
+
+    async def _pods(self) -> int:
+        selector = {"labelSelector": naming.selector_text(self.name), "limit": "1"}
+        return len((await self._tools.api.get(path_of("pods", self.namespace), **selector)).get("items") or [])
+
+    # -- the resource itself
+
+    async def _hold(self, body: Body) -> None:
+        """Put our finalizer on, so that no deletion leaves rows in Redis."""
+        if naming.FINALIZER not in finalizers(body):
+            await self._set_finalizers(lambda held: [*held, naming.FINALIZER] if naming.FINALIZER not in held else None)
+
+    async def _release(self) -> None:
+        await self._set_finalizers(
+            lambda held: [one for one in held if one != naming.FINALIZER] if naming.FINALIZER in held else None
+        )
+
+    async def _set_finalizers(self, change: Callable[[list[str]], list[str] | None]) -> None:
+        """Lists are replaced whole by a patch, so it names the version that it was made for."""
+        path = path_of("batchjobs", self.namespace, self.name)
+        for _ in range(8):
+            try:
+                current = await self._tools.api.get(path)
+                if current["metadata"]["uid"] != self.uid or (wanted := change(finalizers(current))) is None:
+                    return
+                version = current["metadata"]["resourceVersion"]
+                await self._tools.api.merge(path, {"metadata": {"finalizers": wanted, "resourceVersion": version}})
+                return
+            except ApiError as error:
+                if error.status == NOT_FOUND:
+                    return
+                if error.status != CONFLICT:
+                    raise
+        raise ApiAway(f"{path} changes faster than its finalizers can be set")
+
+    async def _patch_status(self, patch: Json) -> object:
+        return await self._tools.api.merge(path_of("batchjobs", self.namespace, self.name, "status"), {"status": patch})
+
+    async def _patiently(self, call: Callable[[], Any], stop: asyncio.Event) -> None:
+        delay = RETRY_SECONDS[0]
+        while not stop.is_set():
+            try:
+                await call()
+                return
+            except (ApiAway, ApiError) as error:
+                self._log.warning("the workers of a finished run cannot be removed yet", reason=str(error))
+            await set_within(stop, delay)
+            delay = min(delay * 2, RETRY_SECONDS[1])
+
+    def _remember(self) -> None:
+        """After a restart an unchanged job says nothing new."""
+        status = _part(self._body, "status")
+        run_id = _part(status, "run").get("id")
+        if isinstance(run_id, str) and (known := told(status, run_id=run_id, now=self._tools.wall())) is not None:
+            self._report.resume(known, generation=int(status.get("observedGeneration", 0)), run_id=run_id)
+        for one in (self._body.get("status") or {}).get("conditions") or []:
+            if isinstance(one, dict) and one.get("type") == "Ready":
+                self._tools.events.seed(
+                    Involved(self.namespace, self.name, self.uid),
+                    reason=str(one.get("reason", "")),
+                    message=str(one.get("message", "")),
+                )
+
+
+# -- what a resource says. Pure.
+
+
+def generation(body: Body) -> int:
+    return int(body["metadata"].get("generation", 1))
+
+
+def deleting(body: Body) -> bool:
+    return bool(body["metadata"].get("deletionTimestamp"))
+
+
+def finalizers(body: Body) -> list[str]:
+    return list(body["metadata"].get("finalizers") or [])
+
+
+def external_replicas(body: Body) -> int | None:
+    """`spec.workers.replicas` where something outside owns the number of workers."""
+    workers = _part(body.get("spec"), "workers")
+    if workers.get("scaling") != "External":
+        return None
+    found = workers.get("replicas", 0)
+    return found if isinstance(found, int) else 0
+
+
+def settled(body: Body) -> bool:
+    """Whether the status tells that this very generation of the manifest is done with."""
+    status = _part(body, "status")
+    return (
+        status.get("observedGeneration") == generation(body)
+        and status.get("phase") in (Phase.COMPLETE, Phase.FAILED)
+        and not deleting(body)
+    )
+
+
+def pinned_image(body: Body, run_id: str) -> str | None:
+    """The image that this run began with: a newer operator does not change it under way."""
+    status = _part(body, "status")
+    if _part(status, "run").get("id") != run_id:
+        return None
+    image = _part(status, "workers").get("image")
+    return image if isinstance(image, str) and image else None
+
+
+def seconds_to_live(body: Body, status: Mapping[str, Any], *, now: float) -> float | None:
+    """Seconds until `ttlSecondsAfterFinished` is over; None for a job that has not ended, or that stays."""
+    ttl = _part(body, "spec").get("ttlSecondsAfterFinished")
+    finished = status.get("completionTime")
+    if not isinstance(ttl, int) or not isinstance(finished, str) or status.get("phase") not in ("Complete", "Failed"):
+        return None
+    return datetime.fromisoformat(finished).timestamp() + ttl - now
+
+
+def _work(body: Body) -> Any:
+    """What of a resource makes a difference to what is to be done. A number of workers that others set is followed."""
+    spec = body.get("spec")
+    if isinstance(spec, dict) and external_replicas(body) is not None:
+        spec = {**spec, "workers": {**spec["workers"], "replicas": None}}
+    return (spec, deleting(body))
+
+
+def _part(value: Any, name: str) -> Mapping[str, Any]:
+    found = value.get(name) if isinstance(value, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
