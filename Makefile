@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint unit proofs bench lock clean
+.PHONY: help install demo test lint unit proofs bench crds lock chart clean
 
 help:  ## what can be run
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,11 +39,27 @@ proofs: install  ## whole runs on real parts, with everything killed that can be
 bench: install  ## the figures of docs/performance.md, as ratios within one run
 	$(BIN)/python -m bench
 
+crds: install  ## the resource's definition, written anew from the models
+	$(BIN)/python -m rowmill.spec.crd crds/batchjobs.rowmill.dev.yaml
+	$(BIN)/python -m rowmill.spec.crd --without-rules crds/without-rules/batchjobs.rowmill.dev.yaml
+	$(BIN)/python -m rowmill.spec.reference docs/manifest.md
+
 lock: install  ## pin the newest versions again (names, versions and hashes; no addresses)
 	$(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/pip install --quiet uv
 	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --universal --generate-hashes \
 	  --no-header --no-annotate --no-emit-index-url --no-emit-find-links --extra local --group dev \
 	  --no-emit-package rowmill -o requirements.lock pyproject.toml
+	for part in operator worker; do \
+	  $(VENV)/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --universal --generate-hashes \
+	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links --constraint requirements.lock \
+	    --extra $$part --no-emit-package rowmill -o requirements/$$part.lock pyproject.toml || exit 1; \
+	done
+	echo hatchling | $(VENV)/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --universal \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --constraint requirements.lock -o requirements/build.lock -
+
+chart: install  ## write what the chart has from elsewhere: the custom resource, the table of its values
+	$(BIN)/python helm/generate.py
 
 clean:  ## forget the virtual environment and every cache
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
