@@ -57,6 +57,15 @@ RUN /opt/tools/bin/python -m pip --python /opt/rowmill/bin/python install --quie
  && /opt/rowmill/bin/python -c "import rowmill_worker.__main__"
 
 
+# Redis and Postgres for trials where no image can be pulled; see hack/demo.
+FROM tools AS demo-build
+COPY requirements/demo.lock requirements/
+RUN python3 -m venv --without-pip /opt/rowmill \
+ && /opt/tools/bin/python -m pip --python /opt/rowmill/bin/python install --quiet --no-compile --only-binary :all: \
+      --require-hashes --requirement requirements/demo.lock
+COPY hack/demo/stores.py /opt/rowmill/stores.py
+
+
 # --- what both final images share: a user with a name and a home, no pip --------------------------------------------
 FROM ${BASE} AS runtime
 RUN groupadd --gid 10001 rowmill \
@@ -72,6 +81,14 @@ WORKDIR /home/rowmill
 # By number: a kubelet that is told `runAsNonRoot` cannot look a name up.
 USER 10001:10001
 STOPSIGNAL SIGTERM
+
+
+FROM runtime AS demo
+LABEL org.opencontainers.image.title="rowmill-demo" \
+      org.opencontainers.image.description="A Redis and a Postgres for trials of Rowmill." \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=demo-build /opt/rowmill /opt/rowmill
+ENTRYPOINT ["python", "/opt/rowmill/stores.py"]
 
 
 FROM runtime AS operator

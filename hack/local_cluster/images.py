@@ -38,7 +38,7 @@ UNUSED = (
     "var/log",
 )
 NAMELESS_KEPT = 100
-TARGETS = ("operator", "worker")
+TARGETS = ("operator", "worker", "demo")
 CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 PLACES = ("find-links", "index-url", "extra-index-url")
 CONFIGURATIONS = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf", "~/.pip/pip.conf", "~/.config/pip/pip.conf")

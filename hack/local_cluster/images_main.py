@@ -18,7 +18,7 @@ def main() -> int:
     """Run the command; the exit code is 1 for whatever a person has to read."""
     whole = argparse.ArgumentParser(prog="hack/images", description="Rowmill's images, with or without Docker.")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    build = commands.add_parser("build", help="build operator and worker, and load them into the cluster")
+    build = commands.add_parser("build", help="build operator, worker and demo stores, and load them into the cluster")
     build.add_argument("--tag", default="dev", help="default: dev")
     build.add_argument("--target", action="append", choices=images.TARGETS, help="only this one (may be repeated)")
     build.add_argument(

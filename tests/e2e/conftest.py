@@ -25,6 +25,7 @@ from tests.e2e.install import Install
 from tests.e2e.kubectl import Kubectl
 from tests.e2e.lab import Lab, ObjectStore
 from tests.support.endpoint import spawn
+from tests.support.s3 import moto_process
 from tests.support.servers import PrivateServers
 
 ROOT = Path(__file__).parents[2]
@@ -72,11 +73,9 @@ def stores(tmp_path_factory: pytest.TempPathFactory, forwards: Forwards) -> Iter
 
 
 @pytest.fixture(scope="session")
-def object_store(
-    forwards: Forwards, node_address: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ObjectStore]:
-    with ObjectStore(node_address, log=tmp_path_factory.mktemp("s3") / "moto.log") as store:
-        yield store
+def object_store(node_address: str) -> Iterator[ObjectStore]:
+    with moto_process(node_address) as keys:
+        yield ObjectStore(keys)
 
 
 class Web:

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import boto3
 import redis
 
 from rowmill.identity import RunIdentity
@@ -26,6 +21,7 @@ from tests.e2e.kubectl import Json, Kubectl, condition, is_true, reason, until
 from tests.support.checker import check_history
 from tests.support.endpoint import Call, RemoteEndpoint, read_log
 from tests.support.history import History
+from tests.support.s3 import s3_client
 from tests.support.servers import PrivateServers
 
 PODS = "app.kubernetes.io/name=rowmill-worker"
@@ -91,12 +87,12 @@ class Lab:
         return found
 
     def until(self, reached: Callable[[Json], Any], name: str = "job", *, within: float = 90.0, what: str = "") -> Json:
-        """Wait for a resource of which `reached` is true; returns it."""
+        """Wait for a resource that has a status and of which `reached` is true; returns it."""
         seen: list[Json] = [{}]
 
         def look() -> Json | None:
             seen[0] = self.kubectl.get("batchjob", name) or {}
-            return seen[0] if reached(seen[0]) else None
+            return seen[0] if seen[0].get("status") and reached(seen[0]) else None
 
         found: Json = until(
             look, within=within, what=what, saying=lambda: f"{self.said(seen[0])}\n{self.install.logs(15)}"
@@ -190,41 +186,11 @@ class Lab:
 
 
 class ObjectStore:
-    """A real S3 server over a socket (moto), on the node's address."""
+    """A real S3 server over a socket, on the node's address."""
 
-    def __init__(self, address: str, *, log: Path) -> None:
-        self._address = address
-        self._log = log
-        self.keys = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-        self.endpoint = ""
-
-    def __enter__(self) -> ObjectStore:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "moto.server", "-H", self._address, "-p", "0"], stdout=log, stderr=log
-            )
-        self.endpoint = until(self._address_told, within=60, what="moto", saying=self._log.read_text)
-        self.client = boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            aws_access_key_id="tester",
-            aws_secret_access_key="secret",
-            region_name="us-east-1",
-        )
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
-    def _address_told(self) -> str:
-        for line in self._log.read_text().splitlines():
-            if "Running on http" in line:
-                return line.split("Running on ")[1].split()[0]
-        time.sleep(0.05)
-        return ""
+    def __init__(self, keys: dict[str, str]) -> None:
+        self._keys = keys
+        self.client = s3_client(keys)
 
     def bucket(self, name: str) -> str:
         self.client.create_bucket(Bucket=name)
@@ -236,7 +202,7 @@ class ObjectStore:
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": {"name": name, "namespace": namespace},
-            "stringData": {**self.keys, "AWS_ENDPOINT_URL": self.endpoint},
+            "stringData": self._keys,
         }
 
     def listed(self, bucket: str, prefix: str = "") -> dict[str, bytes]:

@@ -210,6 +210,7 @@ def test_the_operator_gets_the_values() -> None:
         "ROWMILL_ALLOW_ADDRESSES": "127.0.0.0/8,fe80::/10",
         "ROWMILL_AMBIENT_CREDENTIALS": "true",
         "ROWMILL_CACHE_DIR": "/var/cache/rowmill",
+        "ROWMILL_CACHE_BYTES": "8589934592",
         "SSL_CERT_FILE": "/etc/authority/ca.crt",
     }
     assert container["image"] == "registry.example:5000/team/rowmill-operator@sha256:" + "a" * 64
