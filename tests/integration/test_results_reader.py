@@ -111,3 +111,10 @@ def test_it_needs_what_a_workers_image_has() -> None:
     names = ("click", "rich", "pyarrow", "openpyxl", "kopf", "kubernetes", "pandas", "psutil", "rowmill_cli")
     code = f"import sys, rowmill.results.reader; print([n for n in {names!r} if n in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+async def test_the_receipt_counts_what_was_written(environ: dict[str, str]) -> None:
+    """So that whoever reads over a network knows that nothing was lost."""
+    code, out, err = await run([*ARGUMENTS, "--receipt"], environ)
+    assert code == 0
+    assert err == f'rowmill-receipt {{"outcomes": 5, "bytes": {len(out.encode())}}}\n'

@@ -24,6 +24,7 @@ from rowmill.errors import RowmillError
 TIMEOUT_SECONDS = 10.0
 CONNECTIONS = 32
 MERGE = "application/merge-patch+json"
+CHANGE = "application/json-patch+json"
 APPLY = "application/apply-patch+yaml"
 METADATA = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 NOT_FOUND, CONFLICT, FORBIDDEN, UNPROCESSABLE = 404, 409, 403, 422
@@ -87,6 +88,10 @@ class KubeApi:
         """A JSON merge patch (RFC 7396): null removes a field, lists are replaced."""
         return await self._call("PATCH", path, body=body, content_type=MERGE)
 
+    async def change(self, path: str, operations: list[Json]) -> Json:
+        """A JSON patch (RFC 6902): all of the operations, or none."""
+        return await self._call("PATCH", path, body=operations, content_type=CHANGE)
+
     async def apply(self, path: str, body: Json, *, manager: str) -> Json:
         """Server-side apply: makes the object or brings the fields that `manager` owns to what `body` says."""
         query = {"fieldManager": manager, "force": "true"}
@@ -111,7 +116,7 @@ class KubeApi:
         method: str,
         path: str,
         *,
-        body: Json | None = None,
+        body: Json | list[Json] | None = None,
         content_type: str = "application/json",
         accept: str = "application/json",
         query: Mapping[str, str] | None = None,

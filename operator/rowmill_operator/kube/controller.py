@@ -21,6 +21,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from rowmill.errors import InvalidInput, RowmillError
@@ -37,12 +38,12 @@ from rowmill_operator.kube import naming
 from rowmill_operator.kube.api import CONFLICT, NOT_FOUND, ApiAway, ApiError, Json, KubeApi, path_of
 from rowmill_operator.kube.conditions import Reason, Trouble
 from rowmill_operator.kube.events import EventRecorder, Involved
-from rowmill_operator.kube.fleet import KubeFleet
+from rowmill_operator.kube.fleet import KubeFleet, remove_workers
 from rowmill_operator.kube.metrics import JobNumbers
 from rowmill_operator.kube.pod_template import WorkloadSettings
 from rowmill_operator.kube.report import JobReport
 from rowmill_operator.kube.runner import RunTools, drive
-from rowmill_operator.kube.status import Workers
+from rowmill_operator.kube.status import Output, Workers
 from rowmill_operator.kube.stores import Stores
 from rowmill_operator.kube.told import told
 from rowmill_operator.kube.troubles import RETRY_SECONDS, JobTrouble, met, problems_of
@@ -112,11 +113,12 @@ class JobController:
         before, self._body = self._body, body
         if _work(before) != _work(body):
             self._changed.set()
-        elif self._fleet is not None:
+            return
+        if self._fleet is not None:
             self._fleet.follow(external_replicas(body))
-            if generation(body) != self._report.generation:
-                self._report.generation = generation(body)
-                self._report.tell()
+        if generation(body) != generation(before):
+            self._report.generation = generation(body)
+            self._report.tell()
 
     def gone(self) -> None:
         """The resource is not there any more."""
@@ -147,7 +149,7 @@ class JobController:
         body = self._body
         stop = asyncio.Event()
         ends = self._gone or deleting(body)
-        work = asyncio.create_task(self._end(stop) if ends else self._pursue(body, stop))
+        work = asyncio.create_task(self._end(stop) if ends else self._pursue(stop))
         changed = asyncio.create_task(self._changed.wait())
         try:
             await asyncio.wait({work, changed}, return_when=asyncio.FIRST_COMPLETED)
@@ -162,13 +164,13 @@ class JobController:
 
     # -- alive
 
-    async def _pursue(self, body: Body, stop: asyncio.Event) -> bool:
+    async def _pursue(self, stop: asyncio.Event) -> bool:
         """Try until the run is over or `stop`; every trouble is told."""
         delay = RETRY_SECONDS[0]
         while not stop.is_set():
             began = self._tools.now()
             try:
-                await self._attempt(body, stop)
+                await self._attempt(self._body, stop)
                 return False
             except RowmillError as error:
                 found = met(error)
@@ -221,9 +223,8 @@ class JobController:
         """The engine, its workers and its results, until the run is over, suspended, or `stop`."""
         tools = self._tools
         settings = tools.workload
-        pinned = pinned_image(self._body, identity.run_id)
-        if pinned:
-            settings = replace(settings, image=pinned)
+        if self._report.workers.image:
+            settings = replace(settings, image=self._report.workers.image)
         try:
             workload = build_workload(job, uid=self.uid, settings=settings)
         except InvalidInput as error:
@@ -243,7 +244,8 @@ class JobController:
         self._fleet = fleet
         converging = asyncio.create_task(fleet.run(), name="fleet")
         try:
-            status = await drive(
+            run = partial(
+                drive,
                 job,
                 identity,
                 ledger=ledger,
@@ -253,11 +255,14 @@ class JobController:
                 tools=tools.run,
                 stop=stop,
             )
+            status = await run()
+            if status.phase is Phase.SUSPENDED and not stop.is_set():
+                await fleet.settled(stop)
+                if await self._pods_gone(stop):
+                    status = await run()  # what the last workers finished counts as well
             if ended(status.phase) and not stop.is_set():
                 await end_tasks([converging])
                 await self._patiently(fleet.remove, stop)
-            elif status.phase is Phase.SUSPENDED and not stop.is_set():
-                await fleet.settled(stop)
             return status
         finally:
             self._fleet = None
@@ -279,42 +284,66 @@ class JobController:
     async def _close_others(self, identity: RunIdentity, *, ledger: Ledger, window: Window) -> None:
         """Rows of another run of this job are not worked on any more; what it has done stays in the ledger."""
         for record in await ledger.runs.of_job(identity.installation, identity.namespace, identity.name):
-            if record.identity != identity and record.phase in (Phase.RUNNING, Phase.PENDING):
+            if record.identity != identity and not ended(record.phase):
                 await close_run(record, ledger=ledger, window=window, why=f"spec.runId became {identity.run_id}")
 
     # -- being deleted
 
     async def _end(self, stop: asyncio.Event) -> bool:
         """Until nothing of the job is left but what the ledger keeps; whether that is so."""
-        self._report.deleting()
+        if not self._gone:
+            self._report.deleting()
         delay = RETRY_SECONDS[0]
         while not stop.is_set():
             try:
                 if not self._gone and naming.FINALIZER not in finalizers(self._body):
                     await stop.wait()  # others hold it
                     return False
-                await self._clear(stop)
+                if self._gone and await self._succeeded():
+                    return True
+                if not await self._clear(stop):
+                    return False
                 if not self._gone:
                     await self._release()
                 return True
             except RowmillError as error:
                 trouble = met(error).trouble
                 self._log.warning("the job cannot be cleared away yet", reason=str(error))
-                self._report.met(Trouble(trouble.reason, f"being deleted, and waiting: {error}"))
+                if not self._gone:
+                    self._report.met(Trouble(trouble.reason, f"being deleted, and waiting: {error}"))
             await set_within(stop, delay)
             delay = min(delay * 2, RETRY_SECONDS[1])
         return False
 
-    async def _clear(self, stop: asyncio.Event) -> None:
-        """Workers are told to go, the window is closed, and the last pod is waited for."""
+    async def _succeeded(self) -> bool:
+        """Whether a job of this name was made anew: what there is of runs is its own now."""
+        try:
+            found = await self._tools.api.get(path_of("batchjobs", self.namespace, self.name))
+        except ApiError as error:
+            if error.status == NOT_FOUND:
+                return False
+            raise
+        return bool(found["metadata"]["uid"] != self.uid)
+
+    async def _clear(self, stop: asyncio.Event) -> bool:
+        """Workers are told to go, the window is closed, and the last pod is waited for; False when told to stop."""
         tools = self._tools
         if not self._gone:
-            await tools.api.delete(path_of("deployments", self.namespace, naming.workers_name(self.name)))
+            await remove_workers(tools.api, namespace=self.namespace, name=naming.workers_name(self.name), uid=self.uid)
         ledger, window = await tools.stores.get()
         for record in await ledger.runs.of_job(tools.installation, self.namespace, self.name):
             await close_run(record, ledger=ledger, window=window, why="the BatchJob was deleted; apply it to go on")
-        while not self._gone and await self._pods() and not await set_within(stop, PODS_GONE_SECONDS):
-            pass
+        if not self._gone:
+            await self._pods_gone(stop)
+        return not stop.is_set()
+
+    async def _pods_gone(self, stop: asyncio.Event) -> bool:
+        """Wait until no pod of the job is left, or `stop`; whether there was one."""
+        waited = False
+        while not stop.is_set() and await self._pods():
+            waited = True
+            await set_within(stop, PODS_GONE_SECONDS)
+        return waited
 
     async def _pods(self) -> int:
         selector = {"labelSelector": naming.selector_text(self.name), "limit": "1"}
@@ -370,6 +399,7 @@ class JobController:
         run_id = _part(status, "run").get("id")
         if isinstance(run_id, str) and (known := told(status, run_id=run_id, now=self._tools.wall())) is not None:
             self._report.resume(known, generation=int(status.get("observedGeneration", 0)), run_id=run_id)
+            self._report.workers, self._report.output = told_workers(status), told_output(status)
         for one in (self._body.get("status") or {}).get("conditions") or []:
             if isinstance(one, dict) and one.get("type") == "Ready":
                 self._tools.events.seed(
@@ -413,13 +443,19 @@ def settled(body: Body) -> bool:
     )
 
 
-def pinned_image(body: Body, run_id: str) -> str | None:
-    """The image that this run began with: a newer operator does not change it under way."""
-    status = _part(body, "status")
-    if _part(status, "run").get("id") != run_id:
+def told_workers(status: Mapping[str, Any]) -> Workers:
+    """The image that the run of this status began with: a newer operator does not change it under way."""
+    workers = _part(status, "workers")
+    return Workers(_text(workers, "image"), _text(workers, "selector"))
+
+
+def told_output(status: Mapping[str, Any]) -> Output | None:
+    """Where the results of the run of this status are."""
+    output = _part(status, "output")
+    parts = output.get("parts")
+    if not (uri := _text(output, "uri")):
         return None
-    image = _part(status, "workers").get("image")
-    return image if isinstance(image, str) and image else None
+    return Output(uri, parts if isinstance(parts, int) else None, _text(output, "failures") or None)
 
 
 def seconds_to_live(body: Body, status: Mapping[str, Any], *, now: float) -> float | None:
@@ -437,6 +473,11 @@ def _work(body: Body) -> Any:
     if isinstance(spec, dict) and external_replicas(body) is not None:
         spec = {**spec, "workers": {**spec["workers"], "replicas": None}}
     return (spec, deleting(body))
+
+
+def _text(part: Mapping[str, Any], name: str) -> str:
+    found = part.get(name)
+    return found if isinstance(found, str) else ""
 
 
 def _part(value: Any, name: str) -> Mapping[str, Any]:

@@ -70,7 +70,8 @@ class KubeFleet:
         self._now = now
         self._wall = wall
         self._log = log
-        self._wanted = 0
+        self._wanted: int | None = None
+        """None before the engine has said: workers that an engine before it has left go on meanwhile."""
         self._external: int | None = None
         self._most = job.spec.workers.max_replicas
         self._woken = asyncio.Event()
@@ -107,8 +108,9 @@ class KubeFleet:
     @property
     def desired(self) -> int:
         """Workers that there should be. Nothing to do needs nobody, whoever owns the number."""
-        if self._external is None or self._wanted == 0:
-            return self._wanted
+        wanted = self._wanted or 0
+        if self._external is None or wanted == 0:
+            return wanted
         # Each worker's share of the server's locks was reckoned with `maxReplicas` of them.
         return min(self._external, self._most)
 
@@ -127,8 +129,16 @@ class KubeFleet:
             except (ApiError, ApiAway, JobTrouble) as error:
                 self._refused = _refusal(error)
                 self._log.warning("workers cannot be brought to their number", reason=str(error), wanted=self.desired)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, RETRY_SECONDS[1])
+            except Exception as error:  # unforeseen: rows would wait for workers for ever, and nobody be told
+                self._refused = Trouble(
+                    Reason.WORKERS_FAILING,
+                    f"the operator failed at making workers ({type(error).__name__}); its log tells more",
+                )
+                self._log.exception("bringing workers to their number failed; it is tried again")
+            else:
+                continue
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, RETRY_SECONDS[1])
 
     async def settled(self, stop: asyncio.Event) -> None:
         """Wait until the number of replicas is what is wanted, or `stop`."""
@@ -141,12 +151,14 @@ class KubeFleet:
     async def remove(self) -> None:
         """Delete the Deployment; its pods drain. What they mount goes with the job: the address of the ledger stays for
         those who read results."""
-        await self._api.delete(self._path("deployments"))
+        await remove_workers(self._api, namespace=self._namespace, name=self._workload.name, uid=self._uid)
+        if not self._applied:
+            await self._apply("secrets", self._workload.secret)  # of a run that needed no worker this time
         self._applied = False
 
     async def _converge(self) -> None:
         live = self._live()
-        if live is None and self.desired == 0:
+        if self._wanted is None or (live is None and self.desired == 0):
             return
         if live is not None and not naming.is_owned(live, self._uid):
             raise JobTrouble(
@@ -175,12 +187,11 @@ class KubeFleet:
         if live is None:
             await self._create(deployment)
         else:
-            await self._apply("deployments", deployment)
+            await self._change(deployment, live)
         self._applied = True
         await self._tidy()
 
     async def _create(self, deployment: Json) -> None:
-        """A POST, so that the first number of replicas is owned by nobody who applies later."""
         try:
             await self._api.create(path_of("deployments", self._namespace), at_creation(deployment))
         except ApiError as error:
@@ -192,7 +203,30 @@ class KubeFleet:
                     Reason.PODS_REFUSED,
                     f"there is a Deployment {self._workload.name} that is not this job's; delete it",
                 ) from error
-            await self._apply("deployments", deployment)
+            await self._change(deployment, found)
+
+    async def _change(self, deployment: Json, live: Mapping[str, Any]) -> None:
+        """Have our template in the place of the one that is there, whole: a field that we no longer name is gone.
+
+        Not by server-side apply, which leaves what the creation wrote to the creation.
+        """
+        metadata = live["metadata"]
+        ours, spec = deployment["metadata"], deployment["spec"]
+        operations = [
+            {"op": "test", "path": "/metadata/uid", "value": metadata["uid"]},
+            {"op": "add", "path": "/metadata/labels", "value": {**metadata.get("labels", {}), **ours["labels"]}},
+            {
+                "op": "add",
+                "path": "/metadata/annotations",
+                "value": {**metadata.get("annotations", {}), **ours["annotations"]},
+            },
+            *(
+                {"op": "add", "path": f"/spec/{name}", "value": value}
+                for name, value in spec.items()
+                if name not in ("selector", "replicas")
+            ),
+        ]
+        await self._api.change(self._path("deployments"), operations)
 
     async def _apply(self, resource: str, body: Json) -> None:
         path = path_of(resource, self._namespace, body["metadata"]["name"])
@@ -254,6 +288,19 @@ class KubeFleet:
 
     def _path(self, resource: str) -> str:
         return path_of(resource, self._namespace, self._workload.name)
+
+
+async def remove_workers(api: KubeApi, *, namespace: str, name: str, uid: str) -> None:
+    """Delete the Deployment of the BatchJob with this `uid`; another's of the same name stays."""
+    path = path_of("deployments", namespace, name)
+    try:
+        live = await api.get(path)
+    except ApiError as error:
+        if error.status != NOT_FOUND:
+            raise
+        return
+    if naming.is_owned(live, uid):
+        await api.delete(path, uid=live["metadata"]["uid"])
 
 
 def _refusal(error: RowmillError) -> Trouble:

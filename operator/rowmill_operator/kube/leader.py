@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import aiohttp
+from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
@@ -23,6 +26,10 @@ from rowmill_operator.kube.api import CONFLICT, ApiError, KubeApi, path_of
 LEASE_SECONDS = 15
 RENEW_SECONDS = 10
 RETRY_SECONDS = 2
+
+
+CALL_SECONDS = 5.0
+"""For one look at the Lease, or one renewal: a server that says nothing must not hide that the Lease ran out."""
 
 
 class LeaseLost(RowmillError):
@@ -53,7 +60,7 @@ async def lead(
 
     election = LeaderElection(
         Config(
-            LeaseLock(name, namespace, identity, api.client),
+            _PatientLock(name, namespace, identity, api.client),
             lease_duration=LEASE_SECONDS,
             renew_deadline=RENEW_SECONDS,
             retry_period=RETRY_SECONDS,
@@ -80,6 +87,27 @@ async def lead(
         if working:
             with contextlib.suppress(RowmillError):
                 await _give_back(api, name=name, namespace=namespace, identity=identity)
+
+
+class _PatientLock(LeaseLock):
+    """An API server that is away for a moment is tried again until the Lease has run out.
+
+    The client's own lock takes a refusal so, but lets a connection that fails through: the lead would be lost at once.
+    """
+
+    async def get(self, name: str, namespace: str) -> Any:
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await super().get(name, namespace)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return False, ApiException(status=0, reason=f"no answer: {error or type(error).__name__}")
+
+    async def update(self, name: str, namespace: str, updated_record: Any) -> bool:
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                return await super().update(name, namespace, updated_record)
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
 
 
 async def _make(api: KubeApi, *, name: str, namespace: str) -> None:

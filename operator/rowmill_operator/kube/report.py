@@ -18,6 +18,9 @@ from rowmill_operator.kube.status import Output, Workers, status_document
 from rowmill_operator.kube.told import Told
 from rowmill_operator.kube.writer import StatusWriter
 
+_OF_OUTPUT = (Reason.OUTPUT_UNAVAILABLE, Reason.SECRET_MISSING)
+"""What keeps results from being written; said until they are."""
+
 
 class JobReport:
     """Implements the engine's `StatusSink`. `now` is monotonic, `wall` seconds since the epoch."""
@@ -53,13 +56,15 @@ class JobReport:
     def begin(self, *, generation: int) -> None:
         """A generation of the manifest was seen; what was in the way of the one before is forgotten.
 
-        An end or a pause was the one before's: this one has not said yet what it asks for.
+        An end or a pause was the one before's: this one has not said yet what it asks for. What is in the way of this
+        one stays so while it is tried again: it would come and go with every try, and never be said to last.
         """
-        if generation != self.generation and self.run.phase is not Phase.RUNNING:
-            self.run = replace(self.run, phase=Phase.PENDING, message="")
+        if generation != self.generation:
+            self._trouble, self._output_trouble = None, None
+            if self.run.phase is not Phase.RUNNING:
+                self.run = replace(self.run, phase=Phase.PENDING, message="")
         self.generation = generation
-        self._trouble, self._writing = None, False
-        self._output_trouble, self.output_problem = None, _nothing
+        self._writing, self.output_problem = False, _nothing
 
     def resume(self, told: Told, *, generation: int, run_id: str) -> None:
         """Go on from what the resource was told by whoever watched it before."""
@@ -69,13 +74,14 @@ class JobReport:
     def concerns(self, run_id: str) -> None:
         """The manifest is of this run; what another did is not told any more."""
         if run_id != self.run_id:
-            self.run, self.output = RunStatus(), None
+            self.run, self.output, self.workers = RunStatus(), None, Workers()
         self.run_id = run_id
 
     async def report(self, status: RunStatus) -> None:
         """The engine's word. The end of a run is kept back until `finished`."""
         self.run = replace(status, phase=Phase.RUNNING) if ended(status.phase) else status
-        self._trouble = None
+        if not ended(status.phase):
+            self._trouble = None
         self.tell()
 
     def met(self, trouble: Trouble) -> None:
@@ -83,14 +89,16 @@ class JobReport:
         self._trouble = trouble
         self.tell()
 
-    def output_trouble(self, trouble: Trouble) -> None:
-        """Results cannot be written; rows go on all the same."""
+    def output_trouble(self, trouble: Trouble | None) -> None:
+        """Results cannot be written, or (None) they can again; rows go on all the same."""
         self._output_trouble = trouble
         self.tell()
 
     def writing_results(self) -> None:
         """The run is over; its results are still being written."""
-        self._trouble, self._output_trouble, self._writing = None, None, True
+        if self._trouble is None or self._trouble.reason not in _OF_OUTPUT:
+            self._trouble = self._output_trouble
+        self._output_trouble, self._writing = None, True
         self.tell()
 
     def finished(self, status: RunStatus) -> None:

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rowmill.errors import InvalidInput, PlaceUnavailable
+from rowmill.errors import InvalidInput, PlaceUnavailable, RowmillError
 from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger
 from rowmill.sources import Content
@@ -139,11 +139,12 @@ class Results:
         while not stop.is_set():
             try:
                 writer = await self._opened()
-            except (InvalidInput, PlaceUnavailable, JobTrouble) as error:
+            except RowmillError as error:
                 self._report.output_trouble(Trouble(_reason(error), str(error)))
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 60.0)
                 continue
+            self._report.output_trouble(None)
             self._report.output_problem = partial(getattr, writer, "problem")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REOPEN_SECONDS):

@@ -9,9 +9,8 @@ A change that workers must see is a new ConfigMap, so a new pod template, so a r
 worker drains. What workers do not read (suspend, replicas, deadlines, …) changes nothing here: no worker is restarted
 for it. A new address of a store is seen by its annotation.
 
-Replicas have one owner, the fleet. `deployment` never names them: applied (server-side, as `naming.FIELD_MANAGER`) it
-leaves their number as it is. `at_creation` adds 0, for the POST that makes the Deployment: one without a number would
-begin with one worker, and a number that was once applied falls back to 1 when it is applied no more.
+Replicas have one owner, the fleet. `deployment` never names them; `at_creation` adds 0, for the POST that makes the
+Deployment: one without a number would begin with one worker.
 """
 
 from __future__ import annotations
