@@ -63,6 +63,7 @@ def no_readers(lab: Lab) -> bool:
 
 def interrupted(lab: Lab) -> int:
     """Press Ctrl-C as soon as the reader's pod is there; the exit code."""
+    until(lambda: not lab.kubectl.list("pods", selector=READERS), within=60, what="the last reader's end")
     command = ["kubectl", "rowmill", "results", "job", "-n", lab.kubectl.namespace]
     reader = subprocess.Popen(command, env=environ(lab), stdout=subprocess.DEVNULL, start_new_session=True)
     until(lambda: lab.kubectl.list("pods", selector=READERS), within=60, what="a reader")
@@ -101,7 +102,7 @@ async def test_status_results_retry(lab: Lab) -> None:
 
 @pytest.mark.timeout(300)
 async def test_suspend_resume_and_an_interrupted_reader(lab: Lab) -> None:
-    rows = 400
+    rows = 2000
     await lab.endpoint.play({"default": {"latency": 0.05}})
     grant(lab)
     lab.apply(lab.job(rows=rows, concurrency={"perWorker": 4}, workers={"maxReplicas": 1}))
@@ -115,6 +116,7 @@ async def test_suspend_resume_and_an_interrupted_reader(lab: Lab) -> None:
     assert "not over (Suspended)" in so_far.stderr
     assert len(so_far.stdout.splitlines()) == len(await lab.outcomes())
 
+    await lab.endpoint.play({"default": "ok"})
     assert interrupted(lab) in (0, 130)
     assert no_readers(lab)
 

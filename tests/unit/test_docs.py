@@ -6,6 +6,7 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -13,8 +14,11 @@ import click
 import pytest
 import yaml
 
-from rowmill.spec import check_available, load_manifest
+from rowmill.errors import InvalidInput
+from rowmill.spec import Place, check_available, load_manifest
+from rowmill_cli.kubectl.main import cli as kubectl_cli
 from rowmill_cli.main import cli
+from rowmill_operator.kube.conditions import Reason
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -107,32 +111,41 @@ def test_every_proof_that_is_named_exists() -> None:
 
 def test_every_file_of_proofs_is_named() -> None:
     text = (ROOT / "docs" / "correctness.md").read_text("utf-8")
-    unnamed = [path.name for path in sorted((ROOT / "tests" / "proofs").glob("test_*.py")) if path.name not in text]
+    proving = [path for folder in ("proofs", "e2e") for path in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
+    unnamed = [name(path) for path in proving if f"(../{name(path)})" not in text]
     assert not unnamed, f"docs/correctness.md says nothing of {unnamed}: add what they prove"
 
 
 def commands(text: str) -> list[str]:
-    """The `rowmill …` and `make …` lines of a document's console blocks, with or without a prompt."""
+    """The `rowmill …`, `kubectl rowmill …` and `make …` lines of a document's console blocks, with or without a
+    prompt."""
     lines = [line.strip().removeprefix("$ ") for body in blocks(text, "console") for line in body.splitlines()]
-    return [line for line in lines if line.startswith(("rowmill ", "make "))]
+    return [line for line in lines if line.startswith(("rowmill ", "kubectl rowmill ", "make "))]
 
 
 def make_targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
 
 
+SHELL = frozenset({"|", "&&", ";", ">", ">>", "<"})
+"""What ends a command within its line."""
+
+
 def why_not(command: str) -> str | None:
     """What is wrong with a command that a document shows, or None. Nothing is run."""
-    program, *arguments = shlex.split(command, comments=True)
+    program, *arguments = takewhile(lambda word: word not in SHELL, shlex.split(command, comments=True))
     if program == "make":
         unknown = [target for target in arguments if "=" not in target and target not in make_targets()]
         return f"no target {unknown}" if unknown or not arguments else None
+    group = cli
+    if program == "kubectl":
+        group, arguments = kubectl_cli, arguments[1:]
     try:
         if not arguments or arguments[0].startswith("-"):
-            cli.make_context("rowmill", arguments)
+            group.make_context("rowmill", arguments)
             return None
-        with click.Context(cli, info_name="rowmill") as context:
-            command_named = cli.get_command(context, arguments[0])
+        with click.Context(group, info_name="rowmill") as context:
+            command_named = group.get_command(context, arguments[0])
             if command_named is None:
                 return f"no command {arguments[0]}"
             command_named.make_context(arguments[0], arguments[1:], parent=context)
@@ -154,6 +167,8 @@ def test_the_readme_shows_the_commands() -> None:
     assert {"make demo", "make test"} <= set(shown)
     used = {shlex.split(line)[1] for line in shown if line.startswith("rowmill")}
     assert {"validate", "run", "results", "retry"} <= used
+    assert "make cluster" in shown
+    assert {shlex.split(line)[2] for line in shown if line.startswith("kubectl")} >= {"results", "retry"}
 
 
 @pytest.mark.parametrize(
@@ -168,24 +183,54 @@ def test_the_readme_shows_the_commands() -> None:
         ("rowmill results", False),
         ("rowmill status", False),
         ("rowmill run --help", True),
+        ("kubectl rowmill status", True),
+        ("kubectl rowmill results triage -n support --failed", True),
+        ("kubectl rowmill results triage --failed > failed.jsonl", True),
+        ("kubectl rowmill status triage --watch && ./next-step.sh", True),
+        ("kubectl rowmill results triage --fail > failed.jsonl", False),
+        ("kubectl rowmill validate job.yaml", False),
     ],
 )
 def test_a_command_that_is_none_is_noticed(command: str, right: bool) -> None:
     assert (why_not(command) is None) is right
 
 
-def test_the_job_in_the_readme_is_the_demo() -> None:
+def test_the_jobs_in_the_readme_are_the_examples() -> None:
     shown = [block for block in blocks(README.read_text("utf-8"), "yaml") if "kind: BatchJob" in block]
-    assert [yaml.safe_load(block) for block in shown] == [
-        yaml.safe_load((ROOT / "examples" / "demo" / "job.yaml").read_text("utf-8"))
+    examples = [
+        one
+        for path in ("demo/job.yaml", "kubernetes/csv-to-s3.yaml")
+        for one in yaml.safe_load_all((ROOT / "examples" / path).read_text("utf-8"))
+        if one["kind"] == "BatchJob"
     ]
+    assert [yaml.safe_load(block) for block in shown] == examples
+
+
+def test_the_columns_in_the_readme_are_those_of_the_resource() -> None:
+    definition = yaml.safe_load((ROOT / "crds" / "batchjobs.rowmill.dev.yaml").read_text("utf-8"))
+    (version,) = definition["spec"]["versions"]
+    (heading,) = re.findall(r"^NAME +PHASE.*$", README.read_text("utf-8"), re.MULTILINE)
+    columns = [one["name"].upper() for one in version["additionalPrinterColumns"] if not one.get("priority")]
+    assert heading.split() == ["NAME", *columns]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
 def test_every_whole_manifest_is_valid(document: Path) -> None:
     for block in blocks(document.read_text("utf-8"), "yaml"):
-        if block.startswith("apiVersion:"):
-            check_available(load_manifest(block, where=name(document)), where=name(document))
+        if block.startswith("apiVersion: rowmill.dev/"):
+            assert runs_somewhere(block, where=name(document))
+
+
+def runs_somewhere(manifest: str, *, where: str) -> bool:
+    """Whether one of the places runs it. Raises InvalidInput where none can, for it is invalid."""
+    job = load_manifest(manifest, where=where)
+    refused = 0
+    for place in Place:
+        try:
+            check_available(job, where=where, place=place)
+        except InvalidInput:
+            refused += 1
+    return refused < len(Place)
 
 
 CLASS = re.compile(r"[A-Z][A-Za-z]+")
@@ -216,3 +261,13 @@ def test_every_error_class_is_explained() -> None:
     text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
     unexplained = sorted(found for found in classes if f"`{found}`" not in text)
     assert not unexplained, f"docs/troubleshooting.md says nothing of {unexplained}"
+
+
+def test_every_reason_has_its_section() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    section = text.partition("## What a BatchJob says\n")[2].partition("\n## ")[0]
+    parts = re.split(r"^### (\w+)\n", section, flags=re.MULTILINE)
+    told = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert sorted(told) == sorted(Reason), "docs/troubleshooting.md, What a BatchJob says: one section for each reason"
+    short = [reason for reason, said in told.items() if len(said.split()) < 10]
+    assert not short, f"docs/troubleshooting.md says too little of {short}"

@@ -42,6 +42,9 @@ SETTLED_POLL_SECONDS = 0.2
 LOOK_SECONDS = 5.0
 """Between looks at pods that are missing."""
 
+MOUNTED = frozenset({Reason.SECRET_MISSING, Reason.CONFIG_MAP_MISSING})
+"""What a pod says that waits for an object which may be ours."""
+
 
 class KubeFleet:
     """Implements the engine's `Fleet`. `live` gives the Deployment as the watch saw it last, None where there is none.
@@ -76,6 +79,7 @@ class KubeFleet:
         self._most = job.spec.workers.max_replicas
         self._woken = asyncio.Event()
         self._applied = False
+        self._missing = False
         self._sent: tuple[int, float] | None = None
         self._short_since: float | None = None
         self._looked_at = float("-inf")
@@ -173,7 +177,8 @@ class KubeFleet:
     async def _write_objects(self, live: Mapping[str, Any] | None) -> None:
         work = self._workload
         digest = _digest(work)
-        if live is not None and live["metadata"].get("annotations", {}).get(APPLIED) == digest:
+        known = live is not None and live["metadata"].get("annotations", {}).get(APPLIED) == digest
+        if known and not self._missing:
             self._applied = True
             return
         for resource, body in (
@@ -182,6 +187,7 @@ class KubeFleet:
             ("networkpolicies", work.network_policy),
         ):
             await self._apply(resource, body)
+        self._missing = False
         deployment = json.loads(json.dumps(work.deployment))
         deployment["metadata"].setdefault("annotations", {})[APPLIED] = digest
         if live is None:
@@ -229,7 +235,20 @@ class KubeFleet:
         await self._api.change(self._path("deployments"), operations)
 
     async def _apply(self, resource: str, body: Json) -> None:
+        """Make an object of ours, or bring it to what it should be. One of somebody else's is not touched."""
         path = path_of(resource, self._namespace, body["metadata"]["name"])
+        try:
+            found = await self._api.get(path)
+        except ApiError as error:
+            if error.status != NOT_FOUND:
+                raise
+        else:
+            if not naming.is_owned(found, self._uid):
+                raise JobTrouble(
+                    Reason.PODS_REFUSED,
+                    f"there is a {body['kind']} {body['metadata']['name']} that is not this job's: "
+                    "rename or delete it, or give the job another name",
+                )
         try:
             await self._api.apply(path, body, manager=naming.FIELD_MANAGER)
         except ApiError as error:
@@ -273,6 +292,9 @@ class KubeFleet:
         self._pods_trouble = diagnose(
             deployment=self._live(), pods=pods, events=events, now=datetime.fromtimestamp(self._wall(), UTC)
         )
+        if self._pods_trouble is not None and self._pods_trouble.reason in MOUNTED:
+            # It may be one of ours that somebody deleted: they are looked at, and made anew where they are gone.
+            self._applied, self._missing = False, True
 
     async def _tidy(self) -> None:
         """Remove ConfigMaps of manifests that no pod mounts any more."""

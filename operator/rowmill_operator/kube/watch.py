@@ -148,8 +148,11 @@ class Watch:
             self._signals()
 
     async def _until_unserved(self) -> None:
-        while await self._served():  # noqa: ASYNC110 - the API server has no event for it
+        """Two looks must say so: one may be that of an API server that is only just starting."""
+        missed = 0
+        while missed < 2:
             await asyncio.sleep(SERVED_SECONDS)
+            missed = 0 if await self._served() else missed + 1
 
     async def _served(self) -> bool:
         """An API server that does not answer says nothing."""
