@@ -194,7 +194,6 @@ class EngineMetrics:
 
         self._fed = counter("rows_fed_total", "Rows appended to the streams.")
         self._fed_bytes = counter("fed_bytes_total", "Bytes of payload appended to the streams.")
-        self._bad = counter("bad_rows_total", "Rows that ended Failed before any call.")
         self._epochs = counter("epochs_total", "Feed epochs begun.")
         self._gaps = counter("gap_rows_total", "Rows found without outcome after feeding had ended.")
         self._window_rows = gauge("window_rows", "Rows in the window now.")
@@ -210,10 +209,6 @@ class EngineMetrics:
         self._fed.labels(run).inc(rows)
         self._fed_bytes.labels(run).inc(size)
         self._feed_seconds.labels(run).observe(seconds)
-
-    def bad_rows(self, run: str, count: int) -> None:
-        """`count` rows were bad before any call."""
-        self._bad.labels(run).inc(count)
 
     def epoch_began(self, run: str) -> None:
         """A pass of feeding began."""
@@ -241,7 +236,6 @@ class EngineMetrics:
         for collector in (
             self._fed,
             self._fed_bytes,
-            self._bad,
             self._epochs,
             self._gaps,
             self._window_rows,

@@ -150,7 +150,7 @@ def threads_of(lab: Lab) -> int:
 
 @pytest.mark.timeout(240)
 async def test_one_row_is_followed_by_one_grep(lab: Lab) -> None:
-    """The failed row's id is in the worker's log and in the endpoint's; the job's in every line. Logs stay small."""
+    """A failed row's id is in the logs of operator, worker and endpoint; the job's in every line. Logs stay small."""
     rows, failing = 2_000, 777
     await lab.endpoint.play({"rows": {str(failing): [503, 400], str(rows): [{"kind": "ok", "held": True}]}})
     lab.apply(
@@ -175,9 +175,10 @@ async def test_one_row_is_followed_by_one_grep(lab: Lab) -> None:
     endpoint = lab.endpoint.log.read_text()
     found = {
         place: [line for line in text.splitlines() if row in line]
-        for place, text in (("worker", worker), ("endpoint", endpoint))
+        for place, text in (("worker", worker), ("endpoint", endpoint), ("operator", operator))
     }
     assert [json.loads(line)["request_id"] for line in found["endpoint"]] == [f"{row}0.1", f"{row}0.2"]
+    assert [json.loads(line)["error_class"] for line in found["operator"]] == ["HTTP400"]
     told = [json.loads(line) for line in found["worker"]]
     assert [(line["event"], line["error_class"]) for line in told] == [
         ("row will be tried again", "HTTP503"),

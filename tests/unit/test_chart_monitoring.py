@@ -71,7 +71,6 @@ def series() -> dict[str, set[str]]:
     worker.retried("Timeout")
     engine = EngineMetrics(registry)
     engine.fed("run", rows=1, size=1, seconds=1)
-    engine.bad_rows("run", 1)
     engine.epoch_began("run")
     engine.gap_found("run", 1)
     engine.window("run", rows=1, size=1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from rowmill.status import Phase, RunStatus
+from rowmill.status import ErrorCount, Phase, RunStatus
 from rowmill_operator.kube.conditions import Reason, Trouble
 from rowmill_operator.kube.events import EventRecorder, Involved
 from rowmill_operator.kube.metrics import JobNumbers, JobsCollector, OperatorMetrics
@@ -39,6 +40,7 @@ class Bench:
         self.writer = Writer()
         self.fleet: Trouble | None = None
         self.tokens = iter(range(10_000))
+        self.log = Noted()
         self.events = EventRecorder(
             send=self._never,
             instance="o",
@@ -54,6 +56,7 @@ class Bench:
             now=lambda: self.time,
             wall=lambda: self.time,
             fleet_trouble=lambda: self.fleet,
+            log=self.log,
         )
 
     @staticmethod
@@ -208,3 +211,18 @@ def test_every_number_has_its_name_and_ends_with_its_job() -> None:
         assert line in text
     jobs.clear()
     assert "rowmill_job_rows{" not in generate_latest(registry).decode()
+
+
+async def test_each_class_of_errors_is_logged_once() -> None:
+    """With a row that ended so, as the worker's log and the endpoint name it."""
+    bench = Bench()
+    first = RunStatus(phase=Phase.RUNNING, failed=1, errors=[ErrorCount("HTTP400", 1, 7)])
+    await bench.report.report(first)
+    await bench.report.report(
+        replace(first, failed=9, errors=[ErrorCount("HTTP400", 8, 7), ErrorCount("Timeout", 1, 3)])
+    )
+    told = bench.log.said("rows failed")
+    assert [(line["error_class"], line["row"]) for line in told] == [
+        ("HTTP400", "default/job/1#7.0"),
+        ("Timeout", "default/job/1#3.0"),
+    ]

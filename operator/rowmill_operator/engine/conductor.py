@@ -47,6 +47,10 @@ class Rules:
     capped: str
 
 
+def _unheard(status: RunStatus, size: int) -> None:
+    """Nobody counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What every epoch of a run works with."""
@@ -59,6 +63,8 @@ class Tools:
     now: Callable[[], float]
     wall: Callable[[], float]
     fed: Callable[[int, int, float], None]
+    told: Callable[[RunStatus, int], None] = _unheard
+    """The status of each look, with the bytes that the window holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Verdict:
     message: str = ""
     counts: RangeCounts | None = None
     first_gap: int = 1
+    missing: int = 0
 
 
 class Conductor:
@@ -210,6 +217,7 @@ class Conductor:
             workers_ready=ready,
             errors=errors,
         )
+        self._tools.told(self.status, sum(look.bytes for look in looks))
         await self._tools.sink.report(self.status)
 
     async def _judge(self, fed: bool, looks: list[ShardLook], counts: RangeCounts) -> Verdict | None:
@@ -240,5 +248,6 @@ class Conductor:
                 None,
                 f"{found.missing:,} rows have no outcome though nothing is on its way; they are fed again",
                 first_gap=found.first_gap,
+                missing=found.missing,
             )
         return None

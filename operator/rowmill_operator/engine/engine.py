@@ -291,6 +291,8 @@ class Engine:
                 self._status = conductor.status
             if verdict.phase is None:
                 self._log.warning("a new epoch", reason=verdict.message, epoch=record.epoch + 1)
+                if self._metrics is not None:
+                    self._metrics.gap_found(str(self._identity), verdict.missing)
                 record, state = await self._begin_epoch(record, window, generation=generation, first=verdict.first_gap)
             elif ended(verdict.phase):
                 return await self._end(record, window, verdict)
@@ -323,7 +325,16 @@ class Engine:
             now=self._now,
             wall=self._wall,
             fed=self._fed,
+            told=self._told,
         )
+
+    def _told(self, status: RunStatus, size: int) -> None:
+        if self._metrics is not None:
+            run = str(self._identity)
+            self._metrics.window(run, rows=status.queued + status.running, size=size)
+            self._metrics.workers_desired(run, status.workers_desired)
+            if status.total is not None:
+                self._metrics.backlog(run, max(0, status.total - status.done))
 
     def _fed(self, rows: int, size: int, seconds: float) -> None:
         if self._metrics is not None:

@@ -99,6 +99,7 @@ class JobController:
             now=tools.now,
             wall=tools.wall,
             fleet_trouble=lambda: self._fleet.trouble() if self._fleet is not None else None,
+            log=self._log,
         )
         self._remember()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from rowmill.status import Phase, RunStatus
+from rowmill.telemetry.logging import Logger
 from rowmill_operator.engine.lifecycle import ended
 from rowmill_operator.kube.conditions import Reason, Trouble, telling
 from rowmill_operator.kube.events import EventRecorder, Involved
@@ -34,6 +35,7 @@ class JobReport:
         now: Callable[[], float],
         wall: Callable[[], float],
         fleet_trouble: Callable[[], Trouble | None],
+        log: Logger,
     ) -> None:
         self._involved = involved
         self._writer = writer
@@ -41,6 +43,8 @@ class JobReport:
         self._now = now
         self._wall = wall
         self._fleet_trouble = fleet_trouble
+        self._log = log
+        self._classes: set[str] = set()
         self._trouble: Trouble | None = None
         self._output_trouble: Trouble | None = None
         self._since: dict[str, float] = {}
@@ -75,6 +79,7 @@ class JobReport:
         """The manifest is of this run; what another did is not told any more."""
         if run_id != self.run_id:
             self.run, self.output, self.workers = RunStatus(), None, Workers()
+            self._classes.clear()
         self.run_id = run_id
 
     async def report(self, status: RunStatus) -> None:
@@ -82,7 +87,17 @@ class JobReport:
         self.run = replace(status, phase=Phase.RUNNING) if ended(status.phase) else status
         if not ended(status.phase):
             self._trouble = None
+        self._log_errors(status)
         self.tell()
+
+    def _log_errors(self, status: RunStatus) -> None:
+        """One line for each class of errors, with a row that ended so, named as worker and endpoint name it."""
+        for error in status.errors:
+            if error.error_class not in self._classes:
+                self._classes.add(error.error_class)
+                run = f"{self._involved.namespace}/{self._involved.name}/{self.run_id}"
+                row = f"{run}#{error.example_row}.{status.generation}"
+                self._log.warning("rows failed", error_class=error.error_class, rows=error.count, row=row)
 
     def met(self, trouble: Trouble) -> None:
         """Something is in the way that the engine does not know of."""
