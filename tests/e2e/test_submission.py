@@ -108,6 +108,11 @@ async def test_fifty_jobs_at_once(lab: Lab, web: Web) -> None:
             since=version, within=120,
         )  # fmt: skip
         most = max(most, threads_of(lab))
+        # The total is known before everything is fed, and counts are told a few seconds later.
+        await client.first_seen(
+            names[working:], lambda seen: (seen.get("status") or {}).get("rows", {}).get("queued") == rows,
+            since=version, within=120,
+        )  # fmt: skip
         done = await client.first_seen(
             names[:working], lambda seen: is_true(seen, "Complete"), since=version, within=120
         )
