@@ -184,6 +184,19 @@ async def test_a_deployment_that_is_not_the_jobs_is_never_touched(cluster: Clust
         await bench.told(None)
 
 
+async def test_a_secret_that_is_not_the_jobs_is_never_touched(cluster: Cluster) -> None:
+    """It would hold the stores' addresses afterwards, and go with the job."""
+    stranger = cluster.put("secrets", {"metadata": {"name": NAME}, "data": {"theirs": "eA=="}})
+    async with running(cluster) as bench:
+        await bench.fleet.scale(1)
+        await bench.told("PodsRefused")
+        assert f"Secret {NAME}" in str(bench.fleet.trouble())
+        assert cluster.get("secrets", NAME) == stranger
+        assert bench.live is None
+        cluster.vanish("secrets", NAME)
+        await cluster.until(lambda: bench.replicas == 1)
+
+
 async def test_the_workers_of_a_deleted_job_of_the_same_name_are_not_removed(cluster: Cluster) -> None:
     async with running(cluster) as bench:
         await bench.fleet.scale(1)
