@@ -17,6 +17,7 @@ import msgspec
 from yarl import URL
 
 from rowmill_worker.executors import classify
+from rowmill_worker.executors.advice import HTTP, Advice
 from rowmill_worker.executors.protocol import RowError
 
 MAX_RESULT_BYTES: Final = 1_048_576
@@ -65,13 +66,14 @@ def result_of(
     search: Callable[[Any], Any] | None,
     redact: Callable[[str], str],
     max_result_bytes: int = MAX_RESULT_BYTES,
+    advice: Advice = HTTP,
 ) -> Any:
     """The JSON value that the row's result is: all of the answer, or what `search` (JMESPath) takes from it.
 
     text/* without `search` is a string, as it stands; anything else must be JSON, and an empty answer is null where
     no `search` expects more. Raises RowError: InvalidAnswer, IncompleteAnswer, InvalidText or AnswerTooLarge.
     """
-    value = _value_of(answer, wanted=search is not None, redact=redact)
+    value = value_of(answer, wanted=search is not None, redact=redact)
     if search is not None:
         value = search(value)
     body = answer.body
@@ -80,21 +82,22 @@ def result_of(
         or len(body) * _MAX_GROWTH > max_result_bytes
         or (b"\\u" in body and any(escape in body for escape in _SUSPICIOUS))
     ):
-        _require_storable(value, max_result_bytes)
+        require_storable(value, max_result_bytes, advice)
     return value
 
 
-def too_large(limit: int, *, what: str) -> RowError:
+def too_large(limit: int, *, what: str, advice: Advice = HTTP) -> RowError:
     """The failure of an answer or result of more than `limit` bytes."""
     return RowError(
         "AnswerTooLarge",
         f"{what} is larger than {limit:,} bytes; {_PAID}; "
-        "let the endpoint answer less, or take a part of the answer by spec.executor.http.result",
+        f"let the endpoint answer less, or take a part of the answer by {advice.result}",
         retryable=False,
     )
 
 
-def _value_of(answer: Answer, *, wanted: bool, redact: Callable[[str], str]) -> Any:
+def value_of(answer: Answer, *, wanted: bool, redact: Callable[[str], str]) -> Any:
+    """What an answer says, as a JSON value; `wanted`: text/* must be JSON too. Raises RowError as `result_of` does."""
     media_type = answer.content_type.partition(";")[0].strip().lower()
     if media_type.startswith("text/") and media_type != "text/json" and not wanted:
         return _text_of(answer)
@@ -146,19 +149,20 @@ def _refuse(constant: str) -> float:
     raise ValueError(f"{constant} is not JSON")
 
 
-def _require_storable(value: Any, max_result_bytes: int) -> None:
-    """Raise unless `value` can be recorded: within the bound, without U+0000 or lone surrogates (jsonb has neither)."""
+def require_storable(value: Any, max_result_bytes: int = MAX_RESULT_BYTES, advice: Advice = HTTP) -> None:
+    """Raise RowError unless `value` can be recorded: within the bound, without U+0000 or lone surrogates (jsonb has
+    neither)."""
     try:
         encoded = msgspec.json.encode(value)
     except UnicodeEncodeError:
-        raise _invalid_text("a lone surrogate (half of a character)") from None
+        raise _invalid_text("a lone surrogate (half of a character)", advice) from None
     except RecursionError:
         raise RowError("InvalidAnswer", f"the result is nested too deeply; {_PAID}", retryable=False) from None
     if len(encoded) > max_result_bytes:
-        raise too_large(max_result_bytes, what="the result")
+        raise too_large(max_result_bytes, what="the result", advice=advice)
     # A backslash before u0000 may itself be escaped, hence the look at the value; the bytes spare it to all others.
     if _ESCAPED_NUL in encoded and _holds_nul(value):
-        raise _invalid_text("the character U+0000")
+        raise _invalid_text("the character U+0000", advice)
 
 
 def _holds_nul(value: Any) -> bool:
@@ -176,10 +180,10 @@ def _holds_nul(value: Any) -> bool:
     return False
 
 
-def _invalid_text(what: str) -> RowError:
+def _invalid_text(what: str, advice: Advice) -> RowError:
     return RowError(
         "InvalidText",
         f"the result holds {what}, which Postgres cannot store; {_PAID}; "
-        "let the endpoint leave it out, or take another part of the answer by spec.executor.http.result",
+        f"let the endpoint leave it out, or take another part of the answer by {advice.result}",
         retryable=False,
     )

@@ -20,6 +20,7 @@ import aiohttp
 from aiohttp.http_exceptions import ContentEncodingError
 
 from rowmill_worker.backoff import MAX_RETRY_AFTER
+from rowmill_worker.executors.advice import HTTP, Advice
 from rowmill_worker.executors.protocol import RowError
 
 EXCERPT_CHARS: Final = 300
@@ -33,18 +34,6 @@ _PERMANENT_5XX: Final = frozenset({501, 505, 506, 508, 510})
 # Permanent by themselves; with a Retry-After the endpoint itself says that the refusal passes: a lock, a quota told
 # as 403, an idempotency key whose first call still runs.
 _TRANSIENT_WHEN_ASKED_BACK: Final = frozenset({403, 409, 413, 423})
-
-_HINTS: Final = {
-    400: "the endpoint refuses the request as malformed; check spec.executor.http.body and headers",
-    401: "check the credentials in spec.executor.http.headers",
-    403: "check that the credentials in spec.executor.http.headers may do this",
-    404: "check spec.executor.http.url",
-    405: "check spec.executor.http.method",
-    413: "the request is too large for the endpoint",
-    415: "check the Content-Type in spec.executor.http.headers",
-    422: "the endpoint refuses this row's content; check spec.executor.http.body",
-    429: "too many requests; lower spec.concurrency.perWorker or spec.workers.maxReplicas",
-}
 
 
 def is_transient(status: int, *, asked_back: bool = False) -> bool:
@@ -82,7 +71,13 @@ def shorten(text: str, limit: int = EXCERPT_CHARS) -> str:
 
 
 def from_status(
-    status: int, reason: str | None, *, origin: str, excerpt: str = "", retry_after: float | None = None
+    status: int,
+    reason: str | None,
+    *,
+    origin: str,
+    excerpt: str = "",
+    retry_after: float | None = None,
+    advice: Advice = HTTP,
 ) -> RowError:
     """The failure that an answer outside 2xx is: class `HTTP<status>`.
 
@@ -94,9 +89,9 @@ def from_status(
         except ValueError:
             reason = ""
     message = f"{origin} answered {status} {shorten(reason, 60)}".rstrip()
-    if 200 <= status < 300:
-        message += "; it is not among spec.executor.http.successCodes"
-    elif hint := _HINTS.get(status):
+    if 200 <= status < 300 and advice.accepted:
+        message += f"; it is not among {advice.accepted}"
+    elif hint := advice.hints.get(status):
         message += f"; {hint}"
     if retry_after is not None:
         message += f"; it asked to wait {retry_after:g} s"
@@ -116,7 +111,7 @@ def closed_before_sending(exc: BaseException) -> bool:
     return type(exc) is aiohttp.ClientConnectionError and str(exc).startswith("Connector is closed")
 
 
-def from_exception(exc: Exception, *, origin: str, timeout: float) -> RowError | None:
+def from_exception(exc: Exception, *, origin: str, timeout: float, advice: Advice = HTTP) -> RowError | None:
     """The failure that an exception of the call is, or None where it is not the call's (a defect: let it be seen).
 
     `timeout` is the bound of the call in seconds, for the message.
@@ -126,12 +121,12 @@ def from_exception(exc: Exception, *, origin: str, timeout: float) -> RowError |
     if isinstance(exc, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return RowError(
             "InvalidURL",
-            "the rendered URL is not one that can be called; check spec.executor.http.url and this row's columns",
+            f"the rendered URL is not one that can be called; check {advice.url} and this row's columns",
             retryable=False,
             spent=False,
         )
     if isinstance(exc, aiohttp.ClientConnectorError):
-        return _from_connecting(exc, origin=origin, timeout=timeout)
+        return _from_connecting(exc, origin=origin, timeout=timeout, advice=advice)
     if isinstance(exc, aiohttp.ServerDisconnectedError | ConnectionError):
         return _connection_reset(origin)
     if isinstance(exc, aiohttp.ClientPayloadError):
@@ -147,7 +142,7 @@ def from_exception(exc: Exception, *, origin: str, timeout: float) -> RowError |
         return RowError(
             "InvalidHTTP",
             f"{origin} answered something that is not HTTP ({shorten(exc.message, 120)}); "
-            "check host and port in spec.executor.http.url",
+            f"check host and port in {advice.url}",
             retryable=True,
         )
     if isinstance(exc, OSError):
@@ -185,12 +180,12 @@ def _timeout(origin: str, timeout: float) -> RowError:
     )
 
 
-def _from_connecting(exc: aiohttp.ClientConnectorError, *, origin: str, timeout: float) -> RowError:
+def _from_connecting(exc: aiohttp.ClientConnectorError, *, origin: str, timeout: float, advice: Advice) -> RowError:
     if isinstance(exc, aiohttp.ClientConnectorDNSError):
         return RowError(
             "NameNotResolved",
             f"the host name of {origin} does not resolve ({shorten(exc.os_error.strerror or 'unknown', 80)}); "
-            "check spec.executor.http.url and the name servers",
+            f"check {advice.url} and the name servers",
             # A name server's hiccup looks the same as a name that is wrong.
             retryable=True,
         )

@@ -1,22 +1,13 @@
-"""Sends rows to an HTTP service.
+"""Sends rows to an HTTP service: rendered → sent → answered | failed.
 
-An attempt: rendered → sent → answered | failed. Rendering fails without a call. Before sending, a connector that was
-closed is replaced, and the call goes out as if nothing had been: no attempt spent. Once bytes may have left, a failure
-is a failed attempt, told by its class; the executor itself never sends a request twice (aiohttp's own quiet resending
-of idempotent methods on a kept connection is off: it would be a call that nobody counts).
-
-Every call has a session of its own, which no other row can close, on the pod's one connector, which keeps connections
-and names. The connector has no limit: concurrency is bounded before, by the gate, so that nobody ever waits for a
-connection inside the row's timeout.
+Rendering fails without a call; see `rowmill_worker.executors.caller` for the call itself.
 """
 
 from __future__ import annotations
 
-import asyncio
-import io
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 
@@ -24,25 +15,11 @@ from rowmill.errors import InvalidInput
 from rowmill.spec.executors import HttpExecutor as HttpSpec
 from rowmill.templating import TemplateError, compile_query
 from rowmill_worker.executors import answer as answers
-from rowmill_worker.executors import classify, redirect
+from rowmill_worker.executors.caller import Caller, any_2xx, shared_connector
+from rowmill_worker.executors.classify import shorten
 from rowmill_worker.executors.protocol import Attempt, RowError
-from rowmill_worker.executors.request import Request, RequestTemplate
+from rowmill_worker.executors.request import RequestTemplate
 from rowmill_worker.executors.secrets import Redactor, SecretReader
-
-DNS_CACHE_SECONDS: Final = 300
-KEEPALIVE_SECONDS: Final = 15.0
-_CLOSE_SECONDS: Final = 5.0
-_MAX_REBUILDS: Final = 3
-_EXCERPT_BYTES: Final = 4096
-_DRAIN_BYTES: Final = 65_536  # an error's page read to its end keeps the connection; a longer one is not worth it
-_STREAMED_BYTES: Final = 262_144  # a larger body is written in pieces, so that it does not hold up the loop
-_NO_TYPE: Final = ("Content-Type",)  # aiohttp would call no body at all an octet-stream
-_NEVER_ROUNDED: Final = 1e9  # aiohttp rounds timeouts above this up to whole seconds
-
-
-def shared_connector() -> aiohttp.TCPConnector:
-    """The one connector of a pod: unbounded (the gate bounds), names cached for 300 s, connections kept."""
-    return aiohttp.TCPConnector(limit=0, ttl_dns_cache=DNS_CACHE_SECONDS, keepalive_timeout=KEEPALIVE_SECONDS)
 
 
 class HttpExecutor:
@@ -76,61 +53,43 @@ class HttpExecutor:
         self._template: RequestTemplate | None = None
         self._redactor = Redactor(())
         self._search: Callable[[Any], Any] | None = None
-        self._connector: aiohttp.BaseConnector | None = None
-        self._cookies: aiohttp.DummyCookieJar | None = None
-        self._timeout = _timeout_of(60.0)
-        self._active = 0
-        self._rebuilt = 0
-        self._closed = False
+        self._caller: Caller | None = None
 
     @property
     def active_sessions(self) -> int:
         """Sessions that are open right now: one a call in flight."""
-        return self._active
+        return 0 if self._caller is None else self._caller.active_sessions
 
     @property
     def rebuilt_connectors(self) -> int:
         """How often the connector was found closed and replaced."""
-        return self._rebuilt
+        return 0 if self._caller is None else self._caller.rebuilt_connectors
 
     async def open(self) -> None:
         """Compile the templates, read the secrets, make the connector. Raises InvalidInput."""
         self._template = RequestTemplate(spec=self._spec, job=self._job, secrets=self._secrets, where=self._where)
         self._redactor = self._secrets.redactor()
-        if self._spec.result is not None:
-            try:
-                query = compile_query(self._spec.result, path="spec.executor.http.result")
-            except TemplateError as exc:
-                raise InvalidInput.one(self._where, exc.path, exc.message) from None
-            self._search = lambda value: _searched(query.search, value)
-        self._cookies = aiohttp.DummyCookieJar()
-        self._connector = self._connector_factory()
+        self._search = compiled_search(self._spec.result, path="spec.executor.http.result", where=self._where)
+        codes = self._spec.success_codes
+        self._caller = Caller(
+            redactor=self._redactor,
+            succeeded=any_2xx if codes is None else frozenset(codes).__contains__,
+            wall_clock=self._wall_clock,
+            connector_factory=self._connector_factory,
+            max_answer_bytes=self._max_answer_bytes,
+        )
 
     async def close(self) -> None:
         """Close the connections; waits at most five seconds for them."""
-        self._closed = True
-        connector, self._connector = self._connector, None
-        if connector is not None:
-            try:
-                await asyncio.wait_for(connector.close(), _CLOSE_SECONDS)
-            except TimeoutError:
-                return  # the sockets go with the process
+        if self._caller is not None:
+            await self._caller.close()
 
     async def execute(self, attempt: Attempt) -> Any:
         """Send the row once, follow its redirects, and return its result. Raises RowError."""
-        if self._template is None or self._closed:
+        if self._template is None or self._caller is None:
             raise RuntimeError("execute is called between open and close")
         request = self._template.render(attempt)
-        deadline = time.monotonic() + attempt.timeout
-        reply = await self._call(request, attempt.timeout, attempt.timeout)
-        hop = 0
-        while reply.status in redirect.REDIRECTS and not self._succeeded(reply.status):
-            hop += 1
-            request = redirect.follow(request, reply.status, reply.headers.get("Location"), hop=hop)
-            left = deadline - time.monotonic()
-            reply = await self._call(request, max(left, 0.001), attempt.timeout)
-        if not self._succeeded(reply.status):
-            raise self._refused(request, reply)
+        reply = await self._caller.send(request, timeout=attempt.timeout)
         return answers.result_of(
             reply,
             search=self._search,
@@ -138,120 +97,19 @@ class HttpExecutor:
             max_result_bytes=self._max_result_bytes,
         )
 
-    def _succeeded(self, status: int) -> bool:
-        codes = self._spec.success_codes
-        return 200 <= status < 300 if codes is None else status in codes
 
-    async def _call(self, request: Request, left: float, timeout: float) -> answers.Answer:
-        """One request and its answer, within `left` seconds; `timeout` is the whole attempt's, for messages."""
-        bound = self._timeout
-        if bound.total != left:
-            bound = self._timeout = _timeout_of(left)  # that of the last call, which is nearly always the next one's
-        for _ in range(_MAX_REBUILDS):
-            session = self._session(bound)
-            self._active += 1
-            try:
-                return await self._exchange(session, request, bound)
-            except RowError:
-                raise
-            except Exception as exc:
-                if classify.closed_before_sending(exc):
-                    continue
-                failure = classify.from_exception(exc, origin=request.origin, timeout=timeout)
-                if failure is None:
-                    raise
-                raise failure from exc
-            finally:
-                self._active -= 1
-                session.detach()
-        raise RowError(
-            "SessionClosed",
-            f"the connections of this worker were closed {_MAX_REBUILDS} times before the call to {request.origin} "
-            "was sent",
-            retryable=True,
-            spent=False,
-        )
+def compiled_search(query: str | None, *, path: str, where: str) -> Callable[[Any], Any] | None:
+    """The JMESPath at `path` as a function that raises RowError where an answer does not fit it; None for none.
 
-    def _session(self, bound: aiohttp.ClientTimeout) -> aiohttp.ClientSession:
-        connector = self._connector
-        if connector is None or connector.closed:
-            connector = self._connector = self._connector_factory()
-            self._rebuilt += 1
-        session = aiohttp.ClientSession(
-            connector=connector, connector_owner=False, cookie_jar=self._cookies, timeout=bound
-        )
-        # By default a GET or PUT on a kept connection that drops is sent again without a word.
-        session._retry_connection = False
-        return session
-
-    async def _exchange(
-        self, session: aiohttp.ClientSession, request: Request, timeout: aiohttp.ClientTimeout
-    ) -> answers.Answer:
-        body: Any = request.body
-        if body is not None and len(body) > _STREAMED_BYTES:
-            body = io.BytesIO(body)
-        response = await session.request(
-            request.method,
-            request.url,
-            headers=request.headers,
-            data=body,
-            skip_auto_headers=_NO_TYPE if body is None else None,
-            allow_redirects=False,
-            timeout=timeout,
-        )
-        try:
-            status = response.status
-            content = b""
-            if self._succeeded(status):
-                content = await self._read(response, request)
-            elif status not in redirect.REDIRECTS:
-                content = await _beginning(response)
-            return answers.Answer(request.url, status, response.reason, response.headers, content)
-        finally:
-            response.release()
-
-    async def _read(self, response: aiohttp.ClientResponse, request: Request) -> bytes:
-        # The declared length is that of the compressed answer, hence the count besides.
-        limit = self._max_answer_bytes
-        if (response.content_length or 0) > limit:
-            raise answers.too_large(limit, what=f"the answer of {request.origin}")
-        chunk = await response.content.readany()
-        if len(chunk) <= limit and response.content.at_eof():
-            return chunk
-        chunks = [chunk]
-        size = len(chunk)
-        while chunk:
-            if size > limit:
-                raise answers.too_large(limit, what=f"the answer of {request.origin}")
-            chunk = await response.content.readany()
-            chunks.append(chunk)
-            size += len(chunk)
-        return b"".join(chunks)
-
-    def _refused(self, request: Request, reply: answers.Answer) -> RowError:
-        excerpt = reply.body[: _EXCERPT_BYTES + self._redactor.longest * 4].decode("utf-8", "replace")
-        return classify.from_status(
-            reply.status,
-            self._redactor.redact(reply.reason or ""),
-            origin=request.origin,
-            excerpt=self._redactor.redact(excerpt),
-            retry_after=classify.parse_retry_after(reply.headers.get("Retry-After"), now=self._wall_clock()),
-        )
-
-
-def _timeout_of(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=seconds, ceil_threshold=_NEVER_ROUNDED)
-
-
-async def _beginning(response: aiohttp.ClientResponse) -> bytes:
-    """The first bytes of an error's text. That it breaks off changes nothing: the status has said it already."""
-    content = bytearray()
+    Raises InvalidInput where it does not compile.
+    """
+    if query is None:
+        return None
     try:
-        while len(content) < _DRAIN_BYTES and (chunk := await response.content.readany()):
-            content += chunk
-    except (aiohttp.ClientError, OSError):
-        pass
-    return bytes(content)
+        compiled = compile_query(query, path=path)
+    except TemplateError as exc:
+        raise InvalidInput.one(where, exc.path, exc.message) from None
+    return lambda value: _searched(compiled.search, value)
 
 
 def _searched(search: Callable[[Any], Any], value: Any) -> Any:
@@ -260,7 +118,7 @@ def _searched(search: Callable[[Any], Any], value: Any) -> Any:
     except TemplateError as exc:
         raise RowError(
             "InvalidAnswer",
-            f"{exc.path}: it does not fit this row's answer ({classify.shorten(exc.message)}); "
+            f"{exc.path}: it does not fit this row's answer ({shorten(exc.message)}); "
             "the call was made and may have been charged",
             retryable=False,
         ) from None

@@ -13,6 +13,18 @@ from typing import Any, Protocol
 
 
 @dataclass(slots=True)
+class Usage:
+    """What a call was charged for, as the endpoint told it; an executor fills it in, also for a call that failed.
+
+    Tokens as the server counts them. `requests` is 0 until a call was sent.
+    """
+
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(slots=True)
 class Attempt:
     """One try at one row. `number` counts from 1; `timeout` in seconds bounds the call, not the wait for a slot.
 
@@ -27,6 +39,8 @@ class Attempt:
     idempotency_key: str
     request_id: str
     timeout: float
+    usage: Usage | None = None
+    """Set by an executor that knows what the call used."""
 
 
 class RowError(Exception):

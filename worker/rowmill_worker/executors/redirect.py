@@ -16,6 +16,7 @@ from typing import Final
 from multidict import CIMultiDict
 from yarl import URL
 
+from rowmill_worker.executors.advice import HTTP, Advice
 from rowmill_worker.executors.protocol import RowError
 from rowmill_worker.executors.request import Request
 
@@ -28,7 +29,7 @@ _GOES_ANYWHERE: Final = frozenset(
 _OF_THE_BODY: Final = ("Content-Type", "Content-Encoding", "Content-Language")
 
 
-def follow(request: Request, status: int, location: str | None, *, hop: int) -> Request:
+def follow(request: Request, status: int, location: str | None, *, hop: int, advice: Advice = HTTP) -> Request:
     """The request that a redirect asks for; `hop` counts the redirects of this attempt, this one among them, from 1.
 
     Raises RowError, not retryable: TooManyRedirects, or InvalidRedirect for a place that cannot be called.
@@ -37,10 +38,10 @@ def follow(request: Request, status: int, location: str | None, *, hop: int) -> 
         raise RowError(
             "TooManyRedirects",
             f"{request.origin} was the {MAX_REDIRECTS + 1}th in a row to redirect; "
-            "set spec.executor.http.url to the final address",
+            f"set {advice.url} to the final address",
             retryable=False,
         )
-    target = _target(request, status, location)
+    target = _target(request, status, location, advice)
     method, body, headers = request.method, request.body, request.headers
     if (status == 303 and method != "HEAD") or (status in (301, 302) and method == "POST"):
         method, body = "GET", None
@@ -68,9 +69,9 @@ def same_origin(source: URL, target: URL) -> bool:
     )
 
 
-def _target(request: Request, status: int, location: str | None) -> URL:
+def _target(request: Request, status: int, location: str | None, advice: Advice) -> URL:
     if not location:
-        raise _invalid(request, status, "does not say where to")
+        raise _invalid(request, status, "does not say where to", advice)
     try:
         target = request.url.join(URL(location))
         if target.scheme in ("http", "https") and target.raw_host:
@@ -78,12 +79,12 @@ def _target(request: Request, status: int, location: str | None) -> URL:
             return target.with_user(None)
     except ValueError:
         pass
-    raise _invalid(request, status, "to something that is no http or https address")
+    raise _invalid(request, status, "to something that is no http or https address", advice)
 
 
-def _invalid(request: Request, status: int, what: str) -> RowError:
+def _invalid(request: Request, status: int, what: str, advice: Advice) -> RowError:
     return RowError(
         "InvalidRedirect",
-        f"{request.origin} redirects ({status}) {what}; check spec.executor.http.url",
+        f"{request.origin} redirects ({status}) {what}; check {advice.url}",
         retryable=False,
     )
