@@ -25,6 +25,7 @@ from rowmill_worker.executors.secrets import SecretReader
 
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 REQUEST_ID: Final = istr("X-Request-Id")
+_AUTHORIZATION: Final = istr("Authorization")
 _CONTENT_TYPE: Final = istr("Content-Type")
 _USER_AGENT: Final = istr("User-Agent")
 
@@ -66,6 +67,9 @@ class Request(NamedTuple):
 class RequestTemplate:
     """`spec.executor.http` compiled. `render` is pure and cheap; it is called for each attempt.
 
+    Other executors put what they send in the same terms; `path` then names their part of the manifest in messages, and
+    `bearer` (its `apiKey`) is sent as Authorization.
+
     `secrets` is None where no secret is to be read (Simulate): `[secret]` then stands for each. `job` is what
     templates find under that name. Raises InvalidInput (a template that does not compile, a secret that is missing).
     """
@@ -78,6 +82,7 @@ class RequestTemplate:
         secrets: SecretReader | None,
         where: str = "",
         path: str = "spec.executor.http",
+        bearer: ValueFrom | None = None,
     ) -> None:
         self._job = job
         self._path = path
@@ -86,7 +91,7 @@ class RequestTemplate:
             self._url = compile_value(spec.url, path=f"{path}.url", text=True)
             self._query = None if spec.query is None else compile_value(spec.query, path=f"{path}.query")
             self._body = None if spec.body is None else compile_value(spec.body, path=f"{path}.body")
-            self._headers(spec, secrets)
+            self._headers(spec, secrets, bearer)
             # Most jobs have one URL for all rows: it is parsed once, and a wrong one is told before the first row.
             self._constant = self._parse(self._url.render({})) if self._url.constant else None
         except TemplateError as exc:
@@ -94,7 +99,7 @@ class RequestTemplate:
         except RowError as exc:
             raise InvalidInput.one(where, f"{path}.url", exc.message.removeprefix(f"{path}.url: ")) from None
 
-    def _headers(self, spec: HttpSpec, secrets: SecretReader | None) -> None:
+    def _headers(self, spec: HttpSpec, secrets: SecretReader | None, bearer: ValueFrom | None) -> None:
         self._fixed: CIMultiDict[str] = CIMultiDict()
         self._rendered: list[tuple[istr, Template]] = []
         bound: set[str] = set()
@@ -107,6 +112,10 @@ class RequestTemplate:
                 self._fixed.add(name, MASK if secrets is None else read_reference(secrets, header.value_from, at))
             else:
                 self._rendered.append((name, compile_value(header.value, path=f"{at}.value", text=True)))
+        if bearer is not None:
+            bound.add("authorization")
+            key = MASK if secrets is None else read_reference(secrets, bearer, f"{self._path}.apiKey")
+            self._fixed[_AUTHORIZATION] = f"Bearer {key}"
         if "user-agent" not in own:
             self._fixed[_USER_AGENT] = f"rowmill/{__version__}"
         self._bound = frozenset(bound)
