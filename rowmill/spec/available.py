@@ -36,7 +36,7 @@ class Offer:
     """What to take instead of a kind of source that this place does not have; others have the general advice."""
 
 
-EXECUTORS: Final = frozenset({"http"})
+EXECUTORS: Final = frozenset({"dify", "http"})
 FEATURES: Final = frozenset[str]()
 """Of `limits`, `concurrency.adaptive`."""
 

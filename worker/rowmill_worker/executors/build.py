@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from rowmill.errors import InvalidInput
 from rowmill.spec.job import Simulate, Spec
+from rowmill_worker.executors.dify import DifyExecutor, DifyPreview
 from rowmill_worker.executors.http import HttpExecutor
 from rowmill_worker.executors.protocol import Executor
 from rowmill_worker.executors.secrets import SecretReader
@@ -43,7 +44,18 @@ def _http_preview(spec: Spec, place: Place) -> Preview:
     return HttpPreview(spec=spec.executor.http, job=place.job, where=place.where)
 
 
+def _dify(spec: Spec, place: Place) -> Executor:
+    assert spec.executor.dify is not None
+    return DifyExecutor(spec=spec.executor.dify, job=place.job, secrets=place.secrets, where=place.where)
+
+
+def _dify_preview(spec: Spec, place: Place) -> Preview:
+    assert spec.executor.dify is not None
+    return DifyPreview(spec=spec.executor.dify, job=place.job, where=place.where)
+
+
 KINDS: Final[Mapping[str, Kind]] = {
+    "dify": Kind(_dify, _dify_preview),
     "http": Kind(_http, _http_preview),
 }
 
