@@ -9,12 +9,15 @@ from pathlib import Path
 
 import uvloop
 
-from bench import feed, memory, noop_rows, outcomes, row_overhead
+from bench import adaptive, executor_overhead, feed, limits, memory, microbatch, noop_rows, outcomes, row_overhead
 from bench.children import ROOT, ChildFailed
 from bench.report import Figure, Missing, save, table
 from bench.stores import circumstances, running_stores
 
-FIGURES = {module.NAME: module for module in (noop_rows, row_overhead, feed, outcomes, memory)}
+FIGURES = {
+    module.NAME: module
+    for module in (noop_rows, row_overhead, executor_overhead, feed, outcomes, memory, adaptive, limits, microbatch)
+}
 
 
 def main() -> int:

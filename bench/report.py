@@ -45,16 +45,16 @@ def median(values: Sequence[float]) -> float:
 
 def table(results: Sequence[Figure | Missing]) -> str:
     """The figures, a line each, with what they are made of below."""
-    lines = [f"{'figure':<28}{'ratio':>9}   {'aim':<16}{'rounds'}"]
+    lines = [f"{'figure':<33}{'ratio':>9}   {'aim':<16}{'rounds'}"]
     for result in results:
         if isinstance(result, Missing):
-            lines.append(f"{result.name:<28}{'-':>9}   {result.reason}")
+            lines.append(f"{result.name:<33}{'-':>9}   {result.reason}")
             continue
         sign = ">=" if result.higher else "<="
         aims = ", ".join(f"{sign} {aim:g}" for aim in result.aims)
         rounds = " ".join(_short(value) for value in result.rounds)
         verdict = f"{result.reached}/{len(result.aims)} " if result.aims else ""
-        lines.append(f"{result.name:<28}{_short(result.value):>9}   {aims:<16}{verdict}[{rounds}]")
+        lines.append(f"{result.name:<33}{_short(result.value):>9}   {aims:<16}{verdict}[{rounds}]")
         lines.append(f"    {result.what}")
         lines += [f"    {name}: {_shown(value)}" for name, value in result.parts.items()]
     return "\n".join(lines)

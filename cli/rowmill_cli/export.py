@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import IO, Final
 
 from rowmill.errors import InvalidInput
+from rowmill.identity import RunIdentity
 from rowmill.outcome import Outcome, State
 from rowmill.results.formats import outcome_writer
+from rowmill.results.openai_batch import batch_line
 
 _FORMATS: Final = {".jsonl": "JSONL", ".ndjson": "JSONL", ".csv": "CSV", ".parquet": "Parquet"}
 
@@ -60,6 +62,36 @@ async def export(
             writer.abandon()
             raise
     return count
+
+
+def error_file_of(path: Path) -> Path:
+    """Where the error file goes that stands beside an output file of OpenAI's Batch API."""
+    return path.with_name(f"{path.stem.removesuffix('_output')}_error{path.suffix}")
+
+
+async def export_openai(pages: AsyncIterable[Sequence[Outcome]], path: Path, identity: RunIdentity) -> tuple[int, int]:
+    """Write the outcomes as OpenAI's Batch API does: answers to `path`, failures to what `error_file_of` names; returns
+    how many went to each.
+
+    Both are complete, or what stood there stays; without a failure there is no error file, nor is an old one left.
+    Raises InvalidInput where a place cannot be written or a result is not the server's whole answer.
+    """
+    if format_of(path) != "JSONL":
+        raise InvalidInput.one(str(path), "", "OpenAI's batch files are JSONL: give the file the suffix .jsonl")
+    errors = error_file_of(path)
+    counts = {True: 0, False: 0}
+    with _replacing(path) as answered, _replacing(errors) as failed:
+        async for page in pages:
+            lines = [batch_line(identity, outcome) for outcome in page]
+            for error, file, place in ((False, answered, path), (True, failed, errors)):
+                chosen = [line.text + "\n" for line in lines if line.error is error]
+                counts[error] += len(chosen)
+                with _explained(place):
+                    file.write("".join(chosen).encode("utf-8", "backslashreplace"))
+    if not counts[True]:
+        with _explained(errors):
+            errors.unlink(missing_ok=True)
+    return counts[False], counts[True]
 
 
 @contextlib.contextmanager

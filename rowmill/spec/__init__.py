@@ -1,7 +1,7 @@
 """The `BatchJob` manifest: its models, how it is read and checked, and what follows from it alone."""
 
 from rowmill.spec.available import Place, check_available, not_available
-from rowmill.spec.concurrency import default_in_flight, effective_concurrency
+from rowmill.spec.concurrency import default_in_flight, effective_concurrency, gathers_rows, slot_bounds
 from rowmill.spec.frozen import executor_digest, frozen_changes, frozen_part
 from rowmill.spec.job import API_VERSION, KIND, BatchJob, Spec, json_schema
 from rowmill.spec.keys import BadKey, canonical_key, key_value
@@ -24,6 +24,7 @@ __all__ = [
     "executor_digest",
     "frozen_changes",
     "frozen_part",
+    "gathers_rows",
     "identity_of",
     "json_schema",
     "key_value",
@@ -32,4 +33,5 @@ __all__ = [
     "missing_columns",
     "not_available",
     "parse_job",
+    "slot_bounds",
 ]

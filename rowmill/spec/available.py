@@ -36,8 +36,8 @@ class Offer:
     """What to take instead of a kind of source that this place does not have; others have the general advice."""
 
 
-EXECUTORS: Final = frozenset({"dify", "http"})
-FEATURES: Final = frozenset[str]()
+EXECUTORS: Final = frozenset({"comfyui", "dify", "embeddings", "http", "openai", "python"})
+FEATURES: Final = frozenset({"concurrency.adaptive", "limits"})
 """Of `limits`, `concurrency.adaptive`."""
 
 _PATHS: Final = frozenset({"", "file"})
@@ -92,10 +92,23 @@ def _missing(spec: Spec, place: Place, offer: Offer) -> Iterator[Problem]:
             yield Problem("spec.output.uri", f"is a path, and pods keep no files; {offer.output_advice}")
         else:
             yield _refusal("spec.output.uri", f"output to {scheme}://", offer.output_advice)
+    yield from _missing_stores(spec, place, offer)
     if spec.limits is not None and "limits" not in FEATURES:
         yield _refusal("spec.limits", "limits over a group", "leave it out and set spec.concurrency.perWorker")
     if spec.concurrency.adaptive is not None and "concurrency.adaptive" not in FEATURES:
         yield _refusal("spec.concurrency.adaptive", "adaptive concurrency", "leave it out and set perWorker")
+
+
+def _missing_stores(spec: Spec, place: Place, offer: Offer) -> Iterator[Problem]:
+    """Stores that an executor puts files into: what holds for `output.uri` holds for them."""
+    store = spec.executor.comfyui.store if spec.executor.comfyui is not None else None
+    if store is None or (scheme := uri_scheme(store.uri)) in offer.output_schemes:
+        return
+    path = "spec.executor.comfyui.store.uri"
+    if place is Place.CLUSTER and scheme in _PATHS:
+        yield Problem(path, "is a path, and pods keep no files; take a folder by s3://, gs:// or az://")
+    else:
+        yield _refusal(path, f"files to {scheme}://", offer.output_advice)
 
 
 _UPLOAD: Final = (

@@ -184,6 +184,8 @@ VARIABLE: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
 HEADER: Final = r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"
 IDENTIFIER: Final = r"^[A-Za-z0-9]([-A-Za-z0-9_./]*[A-Za-z0-9])?$"
 PYTHON_FUNCTION: Final = r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$"
+ID_OF_WORKFLOW: Final = r"^[A-Za-z0-9][-A-Za-z0-9]*$"
+NAME_OF_SCHEMA: Final = r"^[-_a-zA-Z0-9]+$"
 ERROR_CLASS: Final = r"^[A-Z][A-Za-z0-9]*$"
 DECIMAL: Final = r"^[0-9]{1,12}(\.[0-9]{1,9})?$"
 
@@ -192,6 +194,8 @@ PATTERNS: Final[Mapping[str, str]] = {
     DNS_SUBDOMAIN: "lower-case letters, digits, - and ., beginning and ending with a letter or digit",
     RUN_ID: "letters, digits, -, _ and ., beginning and ending with a letter or digit",
     KEY_NAME: "letters, digits, -, _ and .",
+    ID_OF_WORKFLOW: "letters, digits and -, beginning with a letter or digit",
+    NAME_OF_SCHEMA: "letters, digits, - and _",
     VARIABLE: "letters, digits and _, not beginning with a digit",
     HEADER: "a header's name: letters, digits and -",
     IDENTIFIER: "letters, digits, -, _, . and /, beginning and ending with a letter or digit",

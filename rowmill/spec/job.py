@@ -184,7 +184,8 @@ class Concurrency(Part):
     per_worker: Annotated[Int, Field(ge=1, le=MAX_CONCURRENCY)] | None = Field(
         default=None,
         description="Rows at once in a worker. When absent, the worker's variable MAX_CONCURRENT_REQUESTS counts, and "
-        "3 without it. A weak server takes 1-2, a medium one 3-5, a strong one 5-10.",
+        "3 without it, or with batching as many as fill two batches. A weak server takes 1-2, a medium one 3-5, a "
+        "strong one 5-10.",
     )
     acquire_timeout_seconds: Annotated[Int, Field(ge=1, le=86_400)] = Field(
         default=300, description="How long a row waits for a slot; then it is handed back with no attempt spent."
@@ -193,7 +194,8 @@ class Concurrency(Part):
 
 
 class Limits(Part):
-    """Limits over all workers and jobs that name the same group."""
+    """Limits over all workers and jobs of the namespace that name the same group; of different numbers the lowest
+    hold."""
 
     group: Identifier = Field(description="What shares the limits: jobs that call one endpoint name one group.")
     max_in_flight: Annotated[Int, Field(ge=1, le=100_000)] | None = Field(
@@ -204,6 +206,10 @@ class Limits(Part):
     )
     tokens_per_minute: Annotated[Int, Field(ge=1, le=10_000_000_000)] | None = Field(
         default=None, description="Tokens of models a minute."
+    )
+    priority: Annotated[Int, Field(ge=-1_000, le=1_000)] = Field(
+        default=0,
+        description="Jobs of the group with a higher number go first; those with the same share evenly.",
     )
 
 
@@ -348,6 +354,10 @@ class Spec(Part):
     def cross_check(cls, given: Mapping[str, Any]) -> list[Finding]:
         if given.get("dedupe") is not None and not given.get("key"):
             return [(("key",), "is missing, and dedupe needs it; name the columns by which rows are the same")]
+        executor = given.get("executor")
+        openai = executor.get("openai") if isinstance(executor, dict) else None
+        if isinstance(openai, dict) and openai.get("endpoint") == "BatchLines" and given.get("key") != ["custom_id"]:
+            return [(("key",), "must be [custom_id] with endpoint BatchLines; by it results are told apart")]
         return []
 
 

@@ -21,7 +21,9 @@ from typing import Final, NamedTuple
 from rowmill.spec.base import OneOf, Part
 from rowmill.spec.executors import (
     ComfyUIExecutor,
+    ComfyUIStore,
     DifyExecutor,
+    EmbeddingsExecutor,
     ExecutorChoice,
     Header,
     HttpExecutor,
@@ -74,6 +76,10 @@ _SECRET_WITH_STORE: Final = Rule(
     f"!has(self.secretName) || (has(self.uri) && self.uri.matches('{_STORE}'))",
     "secretName goes with a uri in an object store (s3://, gs://, az://) only; leave it out",
 )
+_NO_HEADER_TWICE: Final = Rule(
+    "self.headers.all(h, self.headers.exists_one(o, o.name.lowerAscii() == h.name.lowerAscii()))",
+    "headers name a header twice; set it once",
+)
 _UNKNOWN_FORMAT: Final = (
     f"format cannot be told from the suffix of the name (known are {', '.join(SUFFIXES)}); set CSV, JSONL, Parquet or "
     "Excel"
@@ -113,15 +119,36 @@ RULES: Final[Mapping[type[Part], tuple[Rule, ...]]] = {
     ),
     HttpExecutor: (
         *_is_http("url"),
+        _NO_HEADER_TWICE,
+    ),
+    OpenAIExecutor: (
+        *_is_http("baseUrl"),
         Rule(
-            "self.headers.all(h, self.headers.exists_one(o, o.name.lowerAscii() == h.name.lowerAscii()))",
-            "headers name a header twice; set it once",
+            "(self.endpoint == 'BatchLines') != has(self.model)",
+            "model is missing, or stands beside endpoint BatchLines; name it, or leave it to the lines",
+        ),
+        Rule(
+            "!has(self.jsonSchema) || self.endpoint in ['ChatCompletions', 'Responses']",
+            "jsonSchema goes with endpoint ChatCompletions or Responses only; leave it out",
+        ),
+        _NO_HEADER_TWICE,
+    ),
+    DifyExecutor: _is_http("baseUrl"),
+    ComfyUIExecutor: (*_is_http("url"), _NO_HEADER_TWICE),
+    ComfyUIStore: (_NO_PASSWORD, _SECRET_WITH_STORE),
+    Microbatch: (
+        _not_above("minSize", "maxSize"),
+        Rule(
+            "!has(self.queueSize) || self.queueSize >= self.maxSize",
+            "queueSize is below maxSize: no batch could fill; make it larger",
         ),
     ),
-    OpenAIExecutor: _is_http("baseUrl"),
-    DifyExecutor: _is_http("baseUrl"),
-    ComfyUIExecutor: _is_http("url"),
-    Microbatch: (_not_above("minSize", "maxSize"),),
+    EmbeddingsExecutor: (
+        Rule(
+            "self.device != 'CPU' || self.dtype != 'Float16'",
+            "dtype is Float16, which a CPU computes slowly or not at all; take Float32 or BFloat16",
+        ),
+    ),
     Latency: (_not_above("min", "max"),),
     Adaptive: (_not_above("min", "max"),),
     Retry: (_not_above("initialSeconds", "maxSeconds"),),
@@ -142,6 +169,10 @@ RULES: Final[Mapping[type[Part], tuple[Rule, ...]]] = {
         Rule(
             "!has(self.dedupe) || self.key.size() > 0",
             "key is missing, and dedupe needs it; name the columns by which rows are the same",
+        ),
+        Rule(
+            "!has(self.executor.openai) || self.executor.openai.endpoint != 'BatchLines' || self.key == ['custom_id']",
+            "key must be [custom_id] with endpoint BatchLines; by it results are told apart",
         ),
         Rule("self.key.all(c, self.key.exists_one(d, d == c))", "key names a column twice; name it once"),
     ),

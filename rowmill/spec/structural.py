@@ -40,6 +40,7 @@ ITEMS: Final[Mapping[str, str]] = {
     "columns": "A column's name.",
     "rows": "A row: column to cell.",
     "include": "An outcome.",
+    "accept": "An ending.",
     "successCodes": "A status.",
     "outputNodes": "A node's id.",
     "tolerations": "A toleration, as in a pod.",

@@ -5,7 +5,17 @@ that say what to do.
 """
 
 from rowmill.storage.addresses import AddressPolicy, AddressRefused
+from rowmill.storage.clients import CREDENTIALS
 from rowmill.storage.place import is_object_uri
 from rowmill.storage.store import ObjectInfo, ObjectStore, OutputFile, open_store
 
-__all__ = ["AddressPolicy", "AddressRefused", "ObjectInfo", "ObjectStore", "OutputFile", "is_object_uri", "open_store"]
+__all__ = [
+    "CREDENTIALS",
+    "AddressPolicy",
+    "AddressRefused",
+    "ObjectInfo",
+    "ObjectStore",
+    "OutputFile",
+    "is_object_uri",
+    "open_store",
+]

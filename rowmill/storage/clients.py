@@ -29,7 +29,7 @@ REQUEST_SECONDS = 30.0
 ATTEMPTS = 3
 RETRY_SECONDS = 15
 
-_NAMES = (
+CREDENTIALS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
@@ -44,6 +44,8 @@ _NAMES = (
     "AZURE_STORAGE_SAS_TOKEN",
     "AZURE_STORAGE_ENDPOINT",
 )
+"""What credentials are known by: keys of a Secret, or variables of the environment."""
+
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}")
 
@@ -86,7 +88,7 @@ def make_client(
     Raises InvalidInput, PlaceUnavailable.
     """
     own = ambient and credentials is None
-    keys = credentials or Credentials({name: os.environ[name] for name in _NAMES if own and name in os.environ})
+    keys = credentials or Credentials({name: os.environ[name] for name in CREDENTIALS if own and name in os.environ})
     maker = _Maker(keys, ambient=own, policy=policy, where=where, field=field)
     if place.kind is Kind.S3:
         return maker.s3(place)

@@ -104,6 +104,7 @@ class WorkerMetrics:
         self._slots_max = gauge("slots_max", "Rows that may be executed at once.")
         self._slots_available = gauge("slots_available", "Slots that are free.")
         self._slots_waiting = gauge("slots_waiting", "Rows that wait for a slot.")
+        self._permits_waiting = gauge("permits_waiting", "Rows that wait for a permit of their limits group.")
         self._sessions = gauge("sessions_active", "HTTP sessions that are open.")
         self._locks = gauge("locks_held", "Advisory locks that this worker holds.")
         self._row_seconds = _Distribution(
@@ -172,6 +173,7 @@ class WorkerMetrics:
         in_flight: Callable[[], float],
         sessions_active: Callable[[], float],
         locks_held: Callable[[], float],
+        permits_waiting: Callable[[], float],
     ) -> None:
         """Ask these when metrics are read: a gauge that is asked costs a row nothing, and is never out of date."""
         self._slots_max.set_function(slots_max)
@@ -180,6 +182,7 @@ class WorkerMetrics:
         self._in_flight.set_function(in_flight)
         self._sessions.set_function(sessions_active)
         self._locks.set_function(locks_held)
+        self._permits_waiting.set_function(permits_waiting)
 
 
 class EngineMetrics:

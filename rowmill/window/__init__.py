@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rowmill.errors import StoreUnavailable
 from rowmill.window.connect import RedisClient
 from rowmill.window.feed import FeedWindow, ShardLook, WindowLost
+from rowmill.window.limits import Granted, GroupLimits, LimitsWindow, Permit, group_key
 from rowmill.window.work import Delivery, EpochOver, Later, Orphans, WorkWindow
 
 __all__ = [
     "Delivery",
     "EpochOver",
     "FeedWindow",
+    "Granted",
+    "GroupLimits",
     "Later",
+    "LimitsWindow",
     "Orphans",
+    "Permit",
     "ShardLook",
     "Window",
     "WindowLost",
@@ -49,6 +56,31 @@ class Window:
 
     def work(self, *, token: str, shards: int, epoch: int, consumer: str) -> WorkWindow:
         return WorkWindow(self._client, token=token, shards=shards, epoch=epoch, consumer=consumer)
+
+    def limits(
+        self,
+        *,
+        installation: str,
+        namespace: str,
+        group: str,
+        worker: str,
+        job: str,
+        limits: GroupLimits,
+        priority: int,
+        timeout: float,
+        clock: Callable[[], float] | None = None,
+    ) -> LimitsWindow:
+        """The books of a limits group; see `LimitsWindow`."""
+        return LimitsWindow(
+            self._client,
+            key=group_key(installation, namespace, group),
+            worker=worker,
+            job=job,
+            limits=limits,
+            priority=priority,
+            timeout=timeout,
+            clock=clock,
+        )
 
     async def close(self) -> None:
         await self._client.close()

@@ -67,12 +67,11 @@ class TestValidate:
     def test_what_this_build_does_not_run_is_refused_by_name(
         self, folder: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        text = MANIFEST.replace('http: {url: "http://127.0.0.1:9/v1"}', 'python: {function: "a:b"}')
-        (folder / "python.yaml").write_text(text)
-        assert main(["validate", "python.yaml"]) == 2
-        assert "python.yaml: spec.executor.python: executor python is not available in this build" in (
-            capsys.readouterr().err
-        )
+        text = MANIFEST.replace("source: {", "source: {query: {connection: {name: a, key: b}, sql: x}} #")
+        assert text != MANIFEST
+        (folder / "query.yaml").write_text(text)
+        assert main(["validate", "query.yaml"]) == 2
+        assert "query.yaml: spec.source.query: source query is not available in this build" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("folder")

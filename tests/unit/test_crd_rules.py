@@ -43,6 +43,12 @@ def header(**fields: Any) -> dict[str, Any]:
 
 SECRET = {"env": "KEY"}
 OPENAI = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
+
+
+def openai(**fields: Any) -> dict[str, Any]:
+    return {"executor": {"openai": {"baseUrl": "http://o/v1"} | fields}}
+
+
 BATCH = {"embeddings": {"model": "m", "text": "x"}}
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
@@ -90,14 +96,53 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
         "spec.executor.openai",
         "baseUrl holds a user or password",
     ),
+    (openai(messages=OPENAI["messages"]), "spec.executor.openai", "model is missing, or stands beside"),
+    ({"key": ["custom_id"]} | openai(endpoint="BatchLines", model="m"), "spec.executor.openai", "model is missing, or"),
+    (openai(endpoint="BatchLines"), "spec", "key must be [custom_id] with endpoint BatchLines"),
+    (openai(endpoint="BatchLines") | {"key": ["custom_id", "a"]}, "spec", "key must be [custom_id] with endpoint"),
+    (
+        openai(endpoint="Completions", model="m", prompt="x", jsonSchema={"schema": {}}),
+        "spec.executor.openai",
+        "jsonSchema goes with endpoint ChatCompletions or Responses only",
+    ),
+    (
+        openai(**OPENAI, headers=[{"name": "X-A", "value": "1"}, {"name": "x-a", "value": "2"}]),
+        "spec.executor.openai",
+        "headers name a header twice; set it once",
+    ),
     ({"executor": {"dify": {"baseUrl": "h", "apiKey": SECRET}}}, "spec.executor.dify", "baseUrl is no http URL"),
     ({"executor": {"dify": {"baseUrl": "http://a@h", "apiKey": SECRET}}}, "spec.executor.dify", "baseUrl holds a user"),
     ({"executor": {"comfyui": {"url": "h", "workflow": {}}}}, "spec.executor.comfyui", "url is no http URL"),
     ({"executor": {"comfyui": {"url": "http://a@h", "workflow": {}}}}, "spec.executor.comfyui", "url holds a user"),
     (
-        {"executor": {"embeddings": {**BATCH["embeddings"], "batch": {"minSize": 65}}}},
-        "spec.executor.embeddings.batch",
+        {"executor": {"comfyui": {"url": "http://h", "workflow": {}, "headers": [{"name": "a", "value": "1"}] * 2}}},
+        "spec.executor.comfyui",
+        "headers name a header twice; set it once",
+    ),
+    (
+        {"executor": {"comfyui": {"url": "http://h", "workflow": {}, "store": {"uri": "made", "secretName": "s"}}}},
+        "spec.executor.comfyui.store",
+        "secretName goes with a uri in an object store",
+    ),
+    (
+        {"executor": {"comfyui": {"url": "http://h", "workflow": {}, "store": {"uri": "s3://a@b/c"}}}},
+        "spec.executor.comfyui.store",
+        "uri holds a user or password",
+    ),
+    (
+        {"executor": {"embeddings": {**BATCH["embeddings"], "batching": {"minSize": 65}}}},
+        "spec.executor.embeddings.batching",
         "minSize is above maxSize; make minSize smaller or maxSize larger",
+    ),
+    (
+        {"executor": {"python": {"function": "a:b", "batching": {"queueSize": 63}}}},
+        "spec.executor.python.batching",
+        "queueSize is below maxSize: no batch could fill",
+    ),
+    (
+        {"executor": {"embeddings": {**BATCH["embeddings"], "device": "CPU", "dtype": "Float16"}}},
+        "spec.executor.embeddings",
+        "dtype is Float16, which a CPU",
     ),
     (
         {"mode": "Simulate", "simulate": {"latencyMilliseconds": {"min": 1}}},
@@ -135,6 +180,11 @@ RIGHT: list[dict[str, Any]] = [
     http(url="HTTPS://h/{{ row.x }}@y"),
     http(url="{{ row.url }}"),
     {"executor": BATCH},
+    {"executor": {"embeddings": {**BATCH["embeddings"], "dtype": "Float16", "batching": {"queueSize": 64}}}},
+    {"executor": {"python": {"function": "a:b"}}},
+    openai(**OPENAI, jsonSchema={"schema": {"type": "object"}}, headers=[{"name": "X-A", "value": "1"}]),
+    openai(endpoint="Responses", model="m", input="x", jsonSchema={"schema": {}}),
+    openai(endpoint="BatchLines") | {"key": ["custom_id"]},
     {"mode": "Simulate", "simulate": {"latencyMilliseconds": {"min": 5, "max": 5}}},
     {"concurrency": {"adaptive": {}}},
     {"retry": {"initialSeconds": 5, "maxSeconds": 5}},

@@ -40,10 +40,18 @@ EXECUTORS: dict[str, dict[str, Any]] = {
         "model": "m",
         "messages": [{"role": "user", "content": [{"type": "text", "text": "{{ row.text }}"}]}],
         "parameters": {"temperature": 0.5},
+        "headers": [{"name": "X-Team", "value": "{{ row.team }}"}],
+        "jsonSchema": {"schema": {"type": "object", "properties": {"label": {"enum": ["a", None]}}}},
+        "accept": ["Length"],
+        "result": "@",
     },
     "dify": {"baseUrl": "http://dify/v1", "apiKey": {"file": "key"}},
-    "comfyui": {"url": "http://comfy:8188", "workflow": {"1": {"inputs": {"text": "{{ row.text }}"}}}},
-    "embeddings": {"model": "m", "text": "{{ row.text }}", "batch": {"minSize": 4}},
+    "comfyui": {
+        "url": "http://comfy:8188",
+        "workflow": {"1": {"class_type": "A", "inputs": {"text": "{{ row.text }}"}}},
+        "store": {"uri": "s3://bucket/images/", "secretName": "store"},
+    },
+    "embeddings": {"model": "m", "text": "{{ row.text }}", "batching": {"minSize": 4}},
     "python": {"function": "a.b:c", "arguments": {"x": "{{ row.x }}"}},
 }
 SPECS: list[dict[str, Any]] = [
@@ -70,9 +78,28 @@ SPECS: list[dict[str, Any]] = [
     {"workers": {"scaling": "External", "resources": {"limits": {"cpu": 1}}, "podTemplate": {"spec": {"x": [None]}}}},
     {"failurePolicy": {"maxFailedPercent": 5}, "ttlSecondsAfterFinished": 0, "activeDeadlineSeconds": 60},
     {"executor": {"http": {"url": "http://127.0.0.1/"}}},
-    {"executor": {"embeddings": {"model": "m", "text": "{{ row.text }}", "batch": {"maxSize": 8}}}},
+    {"executor": {"embeddings": {"model": "m", "text": "{{ row.text }}", "batching": {"maxSize": 8}}}},
     {"executor": {"embeddings": {"model": "m", "text": "{{ row.text }}"}}},
     {"executor": {"python": {"function": "a.b:c"}}},
+    {"executor": {"python": {"function": "a.b:c", "batching": {}}}},
+    {
+        "executor": {
+            "dify": {
+                "baseUrl": "http://dify/v1",
+                "apiKey": {"env": "K"},
+                "app": "Chat",
+                "query": "{{ row.text }}",
+                "files": [{"url": "{{ row.photo }}"}],
+            }
+        }
+    },
+    {"executor": {"openai": {"baseUrl": "http://o/v1", "endpoint": "BatchLines"}}, "key": ["custom_id"]},
+    {"executor": {"openai": {"baseUrl": "http://o/v1", "endpoint": "Embeddings", "model": "m", "input": ["x", "y"]}}},
+    {
+        "executor": {
+            "openai": {"baseUrl": "http://o/v1", "endpoint": "Embeddings", "model": "m", "input": "x", "batching": {}}
+        }
+    },
     *({"executor": {kind: given}} for kind, given in EXECUTORS.items()),
 ]
 

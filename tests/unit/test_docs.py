@@ -16,6 +16,7 @@ import yaml
 
 from rowmill.errors import InvalidInput
 from rowmill.spec import Place, check_available, load_manifest
+from rowmill.spec.available import EXECUTORS
 from rowmill_cli.kubectl.main import cli as kubectl_cli
 from rowmill_cli.main import cli
 from rowmill_operator.kube.conditions import Reason
@@ -86,7 +87,7 @@ def defined_tests(path: Path) -> set[str]:
 
 
 def proofs(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each test that a table of correctness.md names, with the files that its section links to before it."""
+    """Each test that a table names, with the files that its section links to before it."""
     files: tuple[str, ...] = ()
     for line in text.splitlines():
         if line.startswith("#"):
@@ -97,15 +98,15 @@ def proofs(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
             files += tuple(link for link in LINK.findall(line) if link.endswith(".py"))
 
 
-def test_every_proof_that_is_named_exists() -> None:
-    document = ROOT / "docs" / "correctness.md"
+@pytest.mark.parametrize("document", [ROOT / "docs" / "correctness.md", ROOT / "docs" / "systems.md"], ids=name)
+def test_every_proof_that_is_named_exists(document: Path) -> None:
     named = list(proofs(document.read_text("utf-8")))
     missing = [
         f"{test} (in {', '.join(files) or 'no file: link it above the table'})"
         for test, files in named
         if not any(test in defined_tests(document.parent / file) for file in files)
     ]
-    assert not missing, f"docs/correctness.md names tests that are not there: {missing}"
+    assert not missing, f"{name(document)} names tests that are not there: {missing}"
     assert len(named) >= 50
 
 
@@ -206,6 +207,21 @@ def test_the_jobs_in_the_readme_are_the_examples() -> None:
     assert [yaml.safe_load(block) for block in shown] == examples
 
 
+def test_the_table_of_executors_is_what_this_build_runs() -> None:
+    """One line a kind, whose page is there and has the error classes; http's is the manifest's."""
+    table = re.findall(r"^\| \[`(\w+)`\]\(([^)]+)\) \|(.+)\|(.+)\|$", README.read_text("utf-8"), re.MULTILINE)
+    assert sorted(kind for kind, *_ in table) == sorted(EXECUTORS)
+    for kind, page, what, needs in table:
+        assert what.strip(), kind
+        assert needs.strip(), kind
+        assert page == ("docs/manifest.md#specexecutorhttp" if kind == "http" else f"docs/executors/{kind}.md")
+    index = (ROOT / "docs" / "README.md").read_text("utf-8")
+    unlinked = [
+        path.name for path in (ROOT / "docs" / "executors").glob("*.md") if f"(executors/{path.name})" not in index
+    ]
+    assert not unlinked, f"docs/README.md does not link {unlinked}"
+
+
 def test_the_columns_in_the_readme_are_those_of_the_resource() -> None:
     definition = yaml.safe_load((ROOT / "crds" / "batchjobs.rowmill.dev.yaml").read_text("utf-8"))
     (version,) = definition["spec"]["versions"]
@@ -258,9 +274,10 @@ def error_classes() -> set[str]:
 def test_every_error_class_is_explained() -> None:
     classes = error_classes()
     assert {"Timeout", "PoisonRow", "BadRow", "TemplateError", "ResultRefused", "DuplicateOfFailed"} <= classes
-    text = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
+    documents = [ROOT / "docs" / "troubleshooting.md", *sorted((ROOT / "docs" / "executors").glob("*.md"))]
+    text = "\n".join(path.read_text("utf-8") for path in documents)
     unexplained = sorted(found for found in classes if f"`{found}`" not in text)
-    assert not unexplained, f"docs/troubleshooting.md says nothing of {unexplained}"
+    assert not unexplained, f"docs/troubleshooting.md and docs/executors say nothing of {unexplained}"
 
 
 def test_every_reason_has_its_section() -> None:

@@ -233,6 +233,30 @@ async def test_a_huge_stream_is_cut_and_said_so() -> None:
     assert "spec.executor.dify.result" in told.message
 
 
+async def test_of_events_only_what_counts_is_read() -> None:
+    """What a node tells may be anything; an end that cannot be read was paid for, and is not asked for again."""
+
+    def stream(data: str) -> web.Response:
+        lines = (
+            'data: {"event": "node_finished", "task_id": 7, "data": ' + "[" * 200 + "]" * 200 + "}",
+            'data: {"event": ["workflow_finished"]}',
+            "data: 12",
+            'data: {"event": "workflow_finished", "task_id": "t-1", "data": ' + data + "}",
+        )
+        return web.Response(text="\n\n".join(lines) + "\n\n", content_type="text/event-stream")
+
+    ended = '{"status": "succeeded", "outputs": {"label": "a"}, "total_tokens": 3}'
+    async with Mirror(lambda _: stream(ended)) as url, executor_of(url) as executor:
+        one = attempt(text="a")
+        assert await executor.execute(one) == {"label": "a"}
+        assert one.usage is not None
+        assert one.usage.output_tokens == 3
+    async with Mirror(lambda _: stream("[" * 5000 + "]" * 5000)) as url:
+        told = await failure(url)
+    assert (told.error_class, told.retryable) == ("InvalidAnswer", False)
+    assert "nested too deeply" in told.message
+
+
 async def test_a_row_that_does_not_fit_is_not_sent() -> None:
     server = DifyServer()
     async with server as url, executor_of(url) as executor:

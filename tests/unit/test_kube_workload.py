@@ -252,6 +252,24 @@ class TestPod:
         (volume,) = [one for one in pod_of(made)["volumes"] if one["name"] == "secrets"]
         assert volume["projected"]["sources"][0]["secret"]["name"] == "dify"
 
+    def test_the_secret_of_a_store_that_workers_write_to_is_mounted_as_far_as_it_goes(self) -> None:
+        comfyui = {
+            "url": "http://comfy.svc",
+            "workflow": {"1": {"class_type": "A", "inputs": {}}},
+            "store": {"uri": "s3://images/", "secretName": "images"},
+            "headers": [
+                {"name": "X", "valueFrom": {"secretKeyRef": {"name": "images", "key": "AWS_SESSION_TOKEN"}}},
+            ],
+        }
+        made = build(executor={"comfyui": comfyui})
+        (volume,) = [one for one in pod_of(made)["volumes"] if one["name"] == "secrets"]
+        first, second = (one["secret"] for one in volume["projected"]["sources"])
+        assert [one["path"] for one in first["items"]] == ["images/AWS_SESSION_TOKEN"]
+        assert (second["name"], second["optional"]) == ("images", True)
+        paths = [one["path"] for one in second["items"]]
+        assert {"images/AWS_ACCESS_KEY_ID", "images/AWS_SECRET_ACCESS_KEY", "images/AWS_ENDPOINT_URL"} < set(paths)
+        assert "images/AWS_SESSION_TOKEN" not in paths
+
     def test_an_environment_variable_of_the_manifest_comes_by_the_pod_template(self) -> None:
         patch = {"spec": {"containers": [{"name": "worker", "env": [{"name": "TENANT", "value": "t1"}]}]}}
         made = build(workers={"podTemplate": patch})

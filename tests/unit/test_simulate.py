@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rowmill.errors import InvalidInput
 from rowmill.spec.job import Simulate, Spec
+from rowmill_worker.executors import build
 from rowmill_worker.executors.build import build_executor
 from rowmill_worker.executors.http import HttpExecutor
 from rowmill_worker.executors.protocol import Executor, RowError
@@ -177,7 +178,8 @@ async def test_the_mode_decides_what_is_built() -> None:
     await dry.open()  # no secret is needed where nothing is sent
 
 
-def test_what_this_build_lacks_is_refused_by_name() -> None:
+def test_what_this_build_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "KINDS", {"http": build.KINDS["http"]})
     spec = spec_of(executor={"python": {"function": "a.b:c"}})
     with pytest.raises(InvalidInput) as caught:
         build_executor(spec, job=JOB, run="r", secrets=SecretReader(environ={}), where="job.yaml")

@@ -26,6 +26,7 @@ from rowmill.spec import (
     missing_columns,
     not_available,
     parse_job,
+    slot_bounds,
 )
 
 HTTP = {"url": "http://127.0.0.1/", "body": {"text": "{{ row.subject }}", "keep": None}}
@@ -193,21 +194,6 @@ def test_missing_columns_are_found_wherever_they_are_named() -> None:
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ({"executor": {"comfyui": {"url": "http://c/", "workflow": {}}}}, "spec.executor.comfyui: executor comfyui is"),
-        (
-            {
-                "executor": {
-                    "openai": {"baseUrl": "http://o/v1", "model": "m", "messages": [{"role": "user", "content": "x"}]}
-                }
-            },
-            "spec.executor.openai: executor openai is",
-        ),
-        (
-            {"executor": {"dify": {"baseUrl": "http://d/v1", "apiKey": {"env": "K"}}}},
-            "spec.executor.dify: executor dify is",
-        ),
-        ({"executor": {"embeddings": {"model": "m", "text": "x"}}}, "spec.executor.embeddings: executor embeddings is"),
-        ({"executor": {"python": {"function": "a.b:c"}}}, "spec.executor.python: executor python is"),
         ({"source": {"configMap": {"name": "a", "key": "b.csv"}}}, "spec.source.configMap: source configMap is"),
         (
             {"source": {"query": {"connection": {"name": "a", "key": "b"}, "sql": "x"}}},
@@ -215,8 +201,6 @@ def test_missing_columns_are_found_wherever_they_are_named() -> None:
         ),
         ({"source": {"uri": "ftp://b/a.csv"}}, "spec.source.uri: source scheme ftp:// is"),
         ({"output": {"uri": "https://b/a.csv"}}, "spec.output.uri: output to https:// is"),
-        ({"limits": {"group": "a"}}, "spec.limits: limits over a group is"),
-        ({"concurrency": {"adaptive": {}}}, "spec.concurrency.adaptive: adaptive concurrency is"),
     ],
 )
 def test_what_this_build_does_not_run_is_refused_by_name(spec: dict[str, Any], told: str) -> None:
@@ -335,11 +319,26 @@ def test_credentials_of_the_source_go_with_an_object_store_and_may_change_within
         ({"limits": {"group": "a"}}, {}, 3),
         ({"limits": {"group": "a"}, "concurrency": {"perWorker": 64}}, {}, 64),
         ({"limits": {"group": "a", "maxInFlight": 2}}, {}, 2),
+        ({"concurrency": {"adaptive": {"min": 4}}}, {}, 4),
+        ({"concurrency": {"adaptive": {"max": 8}, "perWorker": 12}}, {}, 8),
         ({"limits": {"group": "a", "maxInFlight": 20}}, {"MAX_CONCURRENT_REQUESTS": "64"}, 20),
     ],
 )
 def test_slots_of_a_worker(spec: dict[str, Any], environ: dict[str, str], slots: int) -> None:
     assert effective_concurrency(job(**spec).spec, environ, "http") == slots
+
+
+@pytest.mark.parametrize(
+    ("spec", "bounds"),
+    [
+        ({"concurrency": {"perWorker": 6}}, (6, 6)),
+        ({"concurrency": {"perWorker": 6, "adaptive": {"min": 2, "max": 20}}}, (2, 20)),
+        ({"concurrency": {"adaptive": {"min": 2, "max": 20}}, "limits": {"group": "a", "maxInFlight": 9}}, (2, 9)),
+        ({"concurrency": {"adaptive": {"min": 4}}, "limits": {"group": "a", "maxInFlight": 2}}, (2, 2)),
+    ],
+)
+def test_slots_that_a_worker_may_come_to_have(spec: dict[str, Any], bounds: tuple[int, int]) -> None:
+    assert slot_bounds(job(**spec).spec, {}) == bounds
 
 
 def test_comfyui_bears_more_in_flight() -> None:

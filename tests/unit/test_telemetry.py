@@ -187,6 +187,7 @@ def test_worker_metrics_count_blocks_and_ask_gauges() -> None:
         in_flight=lambda: busy,
         sessions_active=lambda: busy,
         locks_held=lambda: 40,
+        permits_waiting=lambda: 6,
     )
 
     def value(name: str, **labels: str) -> float | None:
@@ -208,6 +209,7 @@ def test_worker_metrics_count_blocks_and_ask_gauges() -> None:
     busy = 2
     assert value("slots_available") == 1
     assert b"rowmill_worker_locks_held 40.0" in exposition(registry)
+    assert value("permits_waiting") == 6
 
 
 def test_labels_stay_bounded() -> None:

@@ -181,3 +181,19 @@ async def test_a_worker_that_breaks_off_ends_its_calls() -> None:
     assert bench.executor.running == set()
     assert 3 not in bench.executor.beside, "nothing is started any more"
     assert bench.gate.processing == 0
+
+
+async def test_fewer_slots_take_effect_as_rows_end() -> None:
+    bench = Bench(slots=4)
+    bench.dispatcher.offer([row(seq) for seq in range(1, 9)])
+    await until(lambda: len(bench.executor.running) == 4)
+    bench.gate.resize(1)
+    assert (bench.gate.limit, bench.gate.available) == (4, 0)
+    go, bench.executor._go = bench.executor._go, asyncio.Event()  # who comes from now on is held anew
+    go.set()
+    await until(lambda: len(bench.committed) == 4)
+    await until(lambda: len(bench.executor.running) == 1)
+    assert (bench.gate.limit, bench.gate.processing) == (1, 1)
+    bench.executor.let_go()
+    await until(lambda: len(bench.committed) == 8)
+    assert all(bench.executor.beside[seq].isdisjoint({5, 6, 7, 8}) for seq in range(6, 9))

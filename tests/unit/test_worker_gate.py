@@ -24,6 +24,28 @@ def test_slots_are_neither_lost_nor_doubled(limit: int, steps: list[bool]) -> No
         assert (gate.processing, gate.available, gate.limit) == (taken, limit - taken, limit)
 
 
+@given(start=st.integers(1, 9), steps=st.lists(st.one_of(st.booleans(), st.integers(1, 9)), max_size=80))
+def test_a_number_that_changes_takes_effect_as_slots_end(start: int, steps: list[bool | int]) -> None:
+    gate = Gate(start)
+    taken, wanted = 0, start
+    for step in steps:
+        if step is True:
+            free = taken < wanted
+            assert gate.try_acquire() is free
+            taken += free
+        elif step is False:
+            if taken:
+                gate.release()
+                taken -= 1
+        else:
+            wanted = step
+            gate.resize(wanted)
+        assert gate.wanted == wanted
+        assert gate.limit == max(wanted, taken), "what runs is never more than there is"
+        assert gate.available + gate.processing == gate.limit
+        assert gate.is_over is (taken > wanted)
+
+
 def test_a_slot_given_back_twice_is_an_error() -> None:
     gate = Gate(1)
     assert gate.try_acquire()

@@ -7,6 +7,10 @@ A row is started only while the lock session that claimed it is open, and not wh
 that waited for a slot too long is handed back with no attempt spent. A row that runs past its timeout is cancelled by
 the watch, whatever its executor does, and its slot returns. A suspect's start is noted first; a row that had started in
 two dead workers runs with nothing beside it.
+
+With a limits group a row that has its slot waits for a permit too, before anything else happens to it: until then it
+has not started, no attempt is spent, and its timeout does not run. With adaptive concurrency every call that was sent
+tells how long it took, and the gate is moved by what that says.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ from rowmill.errors import StoreUnavailable
 from rowmill.ledger import LockSession
 from rowmill.tasks import end_tasks, set_within
 from rowmill.window import EpochOver, WorkWindow
+from rowmill_worker.adaptive import Adaptive, Verdict
 from rowmill_worker.backoff import Retry, RetryPolicy, decide
 from rowmill_worker.executors.protocol import Attempt, Executor, RowError
 from rowmill_worker.gate import Gate
+from rowmill_worker.grants import Grant, Grants
 from rowmill_worker.held import HeldRow
 from rowmill_worker.outcomes import failed, succeeded
 
@@ -34,6 +40,8 @@ OVERDUE_GRACE = 1.0
 YIELD_EVERY = 64
 """Rows after which a slot that never waits lets others have the loop."""
 HAND_BACK_SECONDS = 1.0
+_PAUSES = frozenset({"HTTP429", "HTTP503", "RateLimited"})
+"""Failures whose Retry-After is meant for everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +69,14 @@ class Ends:
     """A slot ended by an error of our own: rows may be stuck, and this worker must not go on."""
 
 
+def _no_tokens(row: HeldRow) -> int:
+    """Nobody counts tokens."""
+    return 0
+
+
 class Dispatcher:
-    """Runs ready rows. `may_start` is asked before each start."""
+    """Runs ready rows. `may_start` is asked before each start. `adaptive` moves the gate; `grants` permits calls, and
+    `tokens` tells what one may cost."""
 
     def __init__(
         self,
@@ -76,7 +90,13 @@ class Dispatcher:
         may_start: Callable[[], bool],
         now: Callable[[], float],
         rng: random.Random,
+        adaptive: Adaptive | None = None,
+        grants: Grants | None = None,
+        tokens: Callable[[HeldRow], int] = _no_tokens,
     ) -> None:
+        self._adaptive = adaptive
+        self._grants = grants
+        self._tokens = tokens
         self._gate = gate
         self._executor = executor
         self._rules = rules
@@ -147,7 +167,7 @@ class Dispatcher:
     async def _run_slot(self) -> None:
         task = _this_task()
         ran = 0
-        while self._ready and not self._alone and not self._draining and self._may_start():
+        while self._ready and not self._alone and not self._draining and not self._gate.is_over and self._may_start():
             row = self._ready.popleft()
             self.taken.set()
             await self._run(row, task)
@@ -163,45 +183,81 @@ class Dispatcher:
             await self._run(row, task)
 
     async def _run(self, row: HeldRow, task: asyncio.Task[None]) -> None:
-        if row.suspect and not await self._note_start(row):
+        grant = None
+        if self._grants is not None and (grant := await self._permitted(self._grants, row)) is None:
             return
-        if self._draining or row.session != self._locks.number or not self._locks.is_open:
-            self._put_back(row, 0.0)  # claimed by a session that is gone (it must be claimed again), or too late
+        if not await self._may_run(row):
+            if grant is not None and self._grants is not None:
+                self._grants.give_back(grant)
             return
         row.started = self._now()
         row.attempts += 1
         self._running[row] = task
+        attempt = Attempt(
+            row.seq,
+            row.row,
+            row.key,
+            row.attempts,
+            self._rules.idempotency_key(row),
+            self._rules.request_id(row),
+            self._rules.timeout,
+        )
+        call = self._adaptive.began(row.started) if self._adaptive is not None else None
+        verdict, error = Verdict.NEITHER, None
         try:
-            result = await self._executor.execute(
-                Attempt(
-                    row.seq,
-                    row.row,
-                    row.key,
-                    row.attempts,
-                    self._rules.idempotency_key(row),
-                    self._rules.request_id(row),
-                    self._rules.timeout,
-                )
-            )
+            result = await self._executor.execute(attempt)
             row.outcome = succeeded(row, result)
-        except RowError as error:
+        except RowError as failure:
+            error = failure
+            verdict = Verdict.STRAINED if error.retryable and error.spent else Verdict.NEITHER
             self._after(row, error)
         except asyncio.CancelledError:
             # Ours alone: the watch cancels what is overdue, the drain what outlasts its grace. A late cancel may hit
             # the slot's next row; that one is put back, its attempt counted, as nobody knows whether it was sent.
             task.uncancel()
             if row.overdue:
+                verdict = Verdict.STRAINED
                 late = f"no answer within timeoutSeconds ({self._rules.timeout:g} s); the call was cancelled"
                 self._after(row, RowError("Timeout", late, retryable=True))
             else:
                 self._put_back(row, 0.0)
-        except Exception as error:
-            self._ends.bug(row, error)
-            self._after(row, RowError("ExecutorError", f"{type(error).__name__} in the executor", retryable=True))
+        except Exception as bug:
+            self._ends.bug(row, bug)
+            self._after(row, RowError("ExecutorError", f"{type(bug).__name__} in the executor", retryable=True))
         else:
+            verdict = Verdict.ANSWERED
             self._ends.commit(row)
         finally:
             del self._running[row]
+            if self._adaptive is not None and call is not None:
+                self._adaptive.ended(call, verdict, self._now())
+                self._resize(self._adaptive)
+            if self._grants is not None and grant is not None:
+                _settle(self._grants, grant, attempt, error)
+
+    async def _may_run(self, row: HeldRow) -> bool:
+        """Whether a row that has all it needs may start; else it was put back."""
+        if row.suspect and not await self._note_start(row):
+            return False
+        if self._draining or row.session != self._locks.number or not self._locks.is_open:
+            self._put_back(row, 0.0)  # claimed by a session that is gone (it must be claimed again), or too late
+            return False
+        return True
+
+    async def _permitted(self, grants: Grants, row: HeldRow) -> Grant | None:
+        """The group's permit for a call; None when there is none in time, and then the row was handed back."""
+        patience = self._rules.acquire_timeout - (self._now() - row.ready_since)
+        grant = await grants.take(self._tokens(row), within=max(patience, 0.0))
+        if grant is None:
+            gone = self._draining or row.session != self._locks.number or not self._locks.is_open
+            waited = f"waited longer than {self._rules.acquire_timeout:g} s for a permit of its limits group"
+            self._hand_back([row], 0.0 if gone else HAND_BACK_SECONDS, "it may not start any more" if gone else waited)
+        return grant
+
+    def _resize(self, adaptive: Adaptive) -> None:
+        if adaptive.limit != self._gate.wanted:
+            self._gate.resize(adaptive.limit)
+            self.pump()
 
     def _after(self, row: HeldRow, error: RowError) -> None:
         """A failed attempt: again later, or the row's outcome."""
@@ -243,6 +299,9 @@ class Dispatcher:
                 if now - row.started > limit + row.overdue * OVERDUE_GRACE:
                     row.overdue += 1  # and again: an executor, or a library under it, may lose a cancel
                     task.cancel()
+            if self._adaptive is not None:
+                self._adaptive.tick(now)
+                self._resize(self._adaptive)
             self._hand_back_late(now)
             self.pump()
 
@@ -263,7 +322,9 @@ class Dispatcher:
         self.taken.set()
 
     def withdraw(self) -> list[HeldRow]:
-        """Take every waiting row out."""
+        """Take every waiting row out. Those that wait for a permit are put back by their slots."""
+        if self._grants is not None:
+            self._grants.refuse_waiting()
         rows = [*self._ready, *self._alone]
         self._ready.clear()
         self._alone.clear()
@@ -295,3 +356,14 @@ def _this_task() -> asyncio.Task[None]:
     task = asyncio.current_task()
     assert task is not None
     return task
+
+
+def _settle(grants: Grants, grant: Grant, attempt: Attempt, error: RowError | None) -> None:
+    """The call of a grant is over: what it used, and whether the endpoint wants to be left alone."""
+    if error is not None and not error.spent:
+        grants.give_back(grant)
+        return
+    usage = attempt.usage
+    used = usage.input_tokens + usage.output_tokens if usage is not None and usage.requests else None
+    pause = error.retry_after if error is not None and error.error_class in _PAUSES else None
+    grants.end(grant, used=used, pause=pause or 0.0)

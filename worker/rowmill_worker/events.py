@@ -9,6 +9,7 @@ from rowmill.errors import StoreUnavailable
 from rowmill.outcome import State
 from rowmill.telemetry.logging import FailureSampler, Logger
 from rowmill.telemetry.metrics import WorkerMetrics
+from rowmill.window import GroupLimits
 from rowmill_worker.executors.protocol import RowError
 from rowmill_worker.held import HeldRow
 
@@ -113,6 +114,26 @@ class Events:
         self._log.warning(
             "a worker died; its rows are scheduled again", dead=consumer, rows=scheduled, poison_rows=list(convicted)
         )
+
+    def limits_told(self, group: str, own: GroupLimits, held: GroupLimits, others: Sequence[str]) -> None:
+        """The limits of the group that hold, and the jobs that set other ones than this job."""
+        if others and held != own:
+            self._log.warning(
+                "the lowest limits of the group hold, and they are not this job's; set the same in every job of it",
+                group=group,
+                own=own._asdict(),
+                held=held._asdict(),
+                jobs=list(others),
+            )
+        elif others:
+            self._log.warning(
+                "other jobs of the group set higher limits; the lowest hold, which are this job's",
+                group=group,
+                held=held._asdict(),
+                jobs=list(others),
+            )
+        else:
+            self._log.info("limits of the group", group=group, held=held._asdict())
 
     def session_lost(self) -> None:
         self._log.info("opening the lock session")

@@ -9,7 +9,10 @@ from typing import Any
 import msgspec
 
 from rowmill.identity import RunIdentity
-from rowmill.spec import BatchJob, Spec, canonical_key, effective_concurrency, executor_digest
+from rowmill.spec import BatchJob, Spec, canonical_key, effective_concurrency, executor_digest, slot_bounds
+from rowmill.telemetry.batches import BatchMetrics
+from rowmill.telemetry.logging import Logger
+from rowmill.window import GroupLimits
 from rowmill_worker.backoff import RetryPolicy
 from rowmill_worker.claimer import DedupeRule, RowReader
 from rowmill_worker.dispatcher import CallRules
@@ -17,7 +20,7 @@ from rowmill_worker.executors.build import build_executor
 from rowmill_worker.executors.protocol import Executor
 from rowmill_worker.executors.secrets import SecretReader
 from rowmill_worker.held import HeldRow
-from rowmill_worker.worker import Job
+from rowmill_worker.worker import Job, LimitsRule
 
 
 def request_id(identity: RunIdentity | str, row: HeldRow) -> str:
@@ -25,7 +28,15 @@ def request_id(identity: RunIdentity | str, row: HeldRow) -> str:
     return f"{identity}#{row.seq}.{row.generation}.{row.attempts}"
 
 
-def executor_of(job: BatchJob, identity: RunIdentity, *, secrets: SecretReader) -> Executor:
+def executor_of(
+    job: BatchJob,
+    identity: RunIdentity,
+    *,
+    secrets: SecretReader,
+    environ: Mapping[str, str] | None = None,
+    log: Logger | None = None,
+    metrics: BatchMetrics | None = None,
+) -> Executor:
     """The executor of the manifest, not yet open. Raises InvalidInput."""
     return build_executor(
         job.spec,
@@ -33,6 +44,9 @@ def executor_of(job: BatchJob, identity: RunIdentity, *, secrets: SecretReader) 
         run=str(identity),
         secrets=secrets,
         where=f"BatchJob {identity.namespace}/{identity.name}",
+        environ=environ,
+        log=log,
+        metrics=metrics,
     )
 
 
@@ -56,8 +70,26 @@ def worker_job(job: BatchJob, identity: RunIdentity, *, environ: Mapping[str, st
             request_id=lambda row: request_id(run, row),
         ),
         rows=RowReader(key=_key_reader(spec), columns=tuple(spec.output.columns)),
+        adaptive=slot_bounds(spec, environ) if spec.concurrency.adaptive is not None and spec.mode == "Run" else None,
+        limits=limits_rule(spec, identity),
         dedupe=dedupe,
         keep_keys_seconds=spec.dedupe.ttl_seconds if spec.dedupe else 0,
+    )
+
+
+def limits_rule(spec: Spec, identity: RunIdentity) -> LimitsRule | None:
+    """What the job wants of its limits group; None without one, and for a simulation: it calls nobody."""
+    if spec.limits is None or spec.mode == "Simulate":
+        return None
+    return LimitsRule(
+        installation=identity.installation,
+        namespace=identity.namespace,
+        group=spec.limits.group,
+        job=identity.name,
+        limits=GroupLimits(
+            spec.limits.requests_per_minute or 0, spec.limits.tokens_per_minute or 0, spec.limits.max_in_flight or 0
+        ),
+        priority=spec.limits.priority,
     )
 
 

@@ -26,8 +26,9 @@ from rowmill.errors import InvalidInput, RowmillError, StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger, RunRecord
 from rowmill.ledger.budget import rows_a_worker
-from rowmill.spec import BatchJob, identity_of, load_manifest_file
+from rowmill.spec import BatchJob, gathers_rows, identity_of, load_manifest_file
 from rowmill.tasks import set_within
+from rowmill.telemetry.batches import BatchMetrics
 from rowmill.telemetry.logging import Logger, RedactSecrets, configure_logging
 from rowmill.telemetry.metrics import WorkerMetrics
 from rowmill.window import Window
@@ -193,7 +194,16 @@ async def _work(
     reader = SecretReader(
         environ=os.environ, base=settings.secrets_base or settings.manifest.parent, where=str(settings.manifest)
     )
-    make = settings.executor or (lambda job, record: executor_of(job, record.identity, secrets=reader))
+    make = settings.executor or (
+        lambda job, record: executor_of(
+            job,
+            record.identity,
+            secrets=reader,
+            environ=os.environ,
+            log=log,
+            metrics=BatchMetrics(life.registry) if gathers_rows(job.spec) else None,
+        )
+    )
     executor = make(job, record)
     await executor.open()
     redact.add(reader.redactor().redact)  # what the manifest refers to is known now, and stays out of every line
@@ -217,7 +227,7 @@ async def _work(
             now=asyncio.get_running_loop().time,
         ),
         budget=rows_a_worker(
-            capacity, workers=resolved.workers, concurrency=resolved.concurrency, locks_a_row=resolved.locks_a_row
+            capacity, workers=resolved.workers, concurrency=resolved.most_slots, locks_a_row=resolved.locks_a_row
         ),
         rng=rng,
         reached=settings.reached,
@@ -229,6 +239,7 @@ async def _work(
         in_flight=lambda: worker.running,
         sessions_active=lambda: executor.active_sessions,
         locks_held=lambda: worker.locks_held,
+        permits_waiting=lambda: worker.permits_waiting,
     )
     # What is there by now stays to the end: no collection needs to look at it again.
     gc.collect()

@@ -26,13 +26,15 @@ from rowmill.ledger import Ledger, RunRecord
 from rowmill.outcome import Outcome
 from rowmill.row import Entry
 from rowmill.tasks import end_tasks
-from rowmill.window import Delivery, EpochOver, Window, WorkWindow
+from rowmill.window import Delivery, EpochOver, GroupLimits, Window, WorkWindow
+from rowmill_worker.adaptive import Adaptive
 from rowmill_worker.claimer import Admission, Claimer, DedupeRule, RowReader
 from rowmill_worker.committer import Committer
 from rowmill_worker.dispatcher import CallRules, Dispatcher, Ends
 from rowmill_worker.events import Events
-from rowmill_worker.executors.protocol import Executor
+from rowmill_worker.executors.protocol import Attempt, Executor
 from rowmill_worker.gate import Gate
+from rowmill_worker.grants import Grants
 from rowmill_worker.held import HeldRow, HeldRows
 from rowmill_worker.keeper import SessionKeeper, keep_heartbeat
 from rowmill_worker.outcomes import failed
@@ -41,9 +43,23 @@ from rowmill_worker.reader import Reader
 from rowmill_worker.release import Releaser
 from rowmill_worker.sweeper import Sweeper
 
+UNKNOWN_TOKENS = 2048
+"""Besides the bytes of its row: tokens of a call whose executor cannot tell. What was not used is given back."""
 BACKLOG_MAX = 5000
 BACKLOG_BYTES = 64 * 1024 * 1024
 """Outcomes waiting to be written, and the bytes of their results, past which no row is started."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsRule:
+    """`spec.limits`, resolved. A group is its namespace's; `job` is how others of it are told of this one."""
+
+    installation: str
+    namespace: str
+    group: str
+    job: str
+    limits: GroupLimits
+    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +71,16 @@ class Job:
     workers: int
     rules: CallRules
     rows: RowReader
+    adaptive: tuple[int, int] | None = None
+    """The fewest and the most slots, where they tune themselves; `concurrency` is the first number."""
+    limits: LimitsRule | None = None
     dedupe: DedupeRule | None = None
     keep_keys_seconds: float = 0.0
+
+    @property
+    def most_slots(self) -> int:
+        """Slots that there may come to be."""
+        return self.concurrency if self.adaptive is None else self.adaptive[1]
 
     @property
     def locks_a_row(self) -> int:
@@ -118,6 +142,7 @@ class Worker:
             measured=events.group_committed,
             rng=rng,
         )
+        self._grants = self._grants_of(job.limits)
         self._dispatcher = Dispatcher(
             gate=self.gate,
             executor=executor,
@@ -136,6 +161,9 @@ class Worker:
             may_start=self._may_start,
             now=now,
             rng=rng,
+            adaptive=self._adaptive_of(job.adaptive),
+            grants=self._grants,
+            tokens=self._tokens,
         )
         self._reader = Reader(
             work=self._work,
@@ -172,6 +200,41 @@ class Worker:
             generation=lambda: self._reader.generation,
             rng=rng,
         )
+
+    def _adaptive_of(self, bounds: tuple[int, int] | None) -> Adaptive | None:
+        if bounds is None:
+            return None
+        fewest, most = bounds
+        return Adaptive(minimum=fewest, maximum=most, start=self._job.concurrency, now=self._now(), wall=time.time())
+
+    def _grants_of(self, rule: LimitsRule | None) -> Grants | None:
+        if rule is None:
+            return None
+        books = self._window.limits(
+            installation=rule.installation,
+            namespace=rule.namespace,
+            group=rule.group,
+            worker=self._consumer,
+            job=rule.job,
+            limits=rule.limits,
+            priority=rule.priority,
+            timeout=self._job.rules.timeout,
+        )
+        return Grants(
+            books=books,
+            told=lambda limits, others: self._events.limits_told(rule.group, rule.limits, limits, others),
+            away=self._events.store_away,
+            now=self._now,
+        )
+
+    def _tokens(self, row: HeldRow) -> int:
+        """What a call of this row may cost at most: what its executor says, or a generous guess by its size."""
+        estimate = getattr(self.executor, "estimate", None)
+        if estimate is None:
+            return len(row.payload) + UNKNOWN_TOKENS
+        rules = self._job.rules
+        attempt = Attempt(row.seq, row.row, row.key, row.attempts + 1, "", "", rules.timeout)
+        return max(0, int(estimate(attempt)))
 
     # What the parts tell each other.
 
@@ -262,6 +325,11 @@ class Worker:
         return len(self._dispatcher.running)
 
     @property
+    def permits_waiting(self) -> int:
+        """Rows in a slot that wait for a permit of the limits group."""
+        return 0 if self._grants is None else self._grants.waiting
+
+    @property
     def locks_held(self) -> int:
         number = self._locks.number
         return sum(1 for row in self.held.all() if row.session == number)
@@ -276,6 +344,8 @@ class Worker:
             self._guarded("watch", self._dispatcher.watch()),
             self._guarded("sweeper", self._sweeper.run()),
         ]
+        if self._grants is not None:
+            background.append(self._guarded("grants", self._grants.run()))
         committing = self._guarded("committer", self._committer.run())
         releasing = self._guarded("releaser", self._releaser.run())
         reading = self._guarded("reader", self._reader.run())
@@ -290,6 +360,8 @@ class Worker:
                 await committing
                 self._releaser.close()
                 await releasing
+                if self._grants is not None:
+                    await self._grants.leave()
                 await self._leave(pulse, beating)
         finally:
             await end_tasks([*waiters, *background, committing, releasing, reading])

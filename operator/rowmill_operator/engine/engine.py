@@ -26,7 +26,7 @@ from rowmill.ledger import FeedPosition, Leadership, Ledger, RangeCounts, RunRec
 from rowmill.ledger.budget import why_capped, workers_allowed
 from rowmill.row import Position
 from rowmill.sources import Content, Source, open_source, prune_cache
-from rowmill.spec import BatchJob, effective_concurrency, frozen_changes, frozen_part, missing_columns
+from rowmill.spec import BatchJob, frozen_changes, frozen_part, missing_columns, slot_bounds
 from rowmill.status import Phase, RunStatus
 from rowmill.storage import AddressPolicy
 from rowmill.tasks import set_within
@@ -305,7 +305,7 @@ class Engine:
         policy = spec.failure_policy
         capacity = await self._ledger.runs.capacity()
         allowed = workers_allowed(
-            capacity, concurrency=effective_concurrency(spec, {}), locks_a_row=2 if spec.dedupe else 1
+            capacity, concurrency=slot_bounds(spec, {})[1], locks_a_row=2 if spec.dedupe else 1
         )
         return Rules(
             failure=FailureRule(policy.max_failed_percent, policy.min_processed_rows) if policy else None,

@@ -18,6 +18,7 @@ from rowmill.spec import BatchJob
 from rowmill.spec.base import Part
 from rowmill.spec.executors import ValueFrom
 from rowmill.spec.source import KeyReference
+from rowmill.storage import CREDENTIALS
 from rowmill_operator.kube import naming
 from rowmill_operator.kube.merge import merge_pod_template
 from rowmill_operator.kube.pod_guard import HARDENED, check_pod_template, hardened
@@ -76,6 +77,13 @@ def secret_references(job: BatchJob) -> list[KeyReference]:
     """The keys of Secrets that the executor names, each once, in order."""
     found = {(r.name, r.key): r for r in _references(job.spec.executor.chosen)}
     return [found[pair] for pair in sorted(found)]
+
+
+def store_secrets(job: BatchJob) -> list[str]:
+    """The Secrets whose keys, as far as they have them, are credentials of stores that workers write to."""
+    comfyui = job.spec.executor.comfyui
+    store = comfyui.store if comfyui is not None else None
+    return [store.secret_name] if store is not None and store.secret_name is not None else []
 
 
 def _references(part: Any) -> Iterator[KeyReference]:
@@ -150,11 +158,16 @@ def _volumes(job: BatchJob, config_map: str) -> tuple[list[dict[str, Any]], list
             raise InvalidInput.one(
                 _where(job), f"spec.executor.{job.spec.executor.kind}", f"{reference.key!r} cannot be a key of a Secret"
             )
-    if references:
-        sources = [
-            {"secret": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"} for key in keys]}}
-            for name, keys in _by_secret(references).items()
-        ]
+    sources: list[dict[str, Any]] = [
+        {"secret": {"name": name, "items": [{"key": key, "path": f"{name}/{key}"} for key in keys]}}
+        for name, keys in _by_secret(references).items()
+    ]
+    for name in store_secrets(job):
+        # A store takes some of these; whichever a Secret lacks are passed over, and no path may be there twice.
+        named = {reference.key for reference in references if reference.name == name}
+        items = [{"key": key, "path": f"{name}/{key}"} for key in CREDENTIALS if key not in named]
+        sources.append({"secret": {"name": name, "items": items, "optional": True}})
+    if sources:
         volumes.append({"name": "secrets", "projected": {"sources": sources, "defaultMode": _MODE}})
         mounts.append({"name": "secrets", "mountPath": SECRETS_FOLDER, "readOnly": True})
     return volumes, mounts

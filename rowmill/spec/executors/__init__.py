@@ -12,11 +12,12 @@ from pydantic import ConfigDict, Field
 
 from rowmill.spec.base import OneOf, one_of_schema
 from rowmill.spec.executors.base import Executor, Header, ValueFrom
-from rowmill.spec.executors.comfyui import ComfyUIExecutor
+from rowmill.spec.executors.comfyui import ComfyUIExecutor, ComfyUIStore
 from rowmill.spec.executors.dify import DifyExecutor
-from rowmill.spec.executors.embeddings import EmbeddingsExecutor, Microbatch
+from rowmill.spec.executors.embeddings import EmbeddingsExecutor
 from rowmill.spec.executors.http import HttpExecutor
-from rowmill.spec.executors.openai import Message, OpenAIExecutor
+from rowmill.spec.executors.microbatch import Microbatch
+from rowmill.spec.executors.openai import JsonSchemaOutput, OpenAIExecutor
 from rowmill.spec.executors.python import PythonExecutor
 
 
@@ -32,7 +33,7 @@ class ExecutorChoice(OneOf):
     openai: OpenAIExecutor | None = Field(default=None, description="An OpenAI-compatible model server.")
     dify: DifyExecutor | None = Field(default=None, description="A Dify workflow or app.")
     comfyui: ComfyUIExecutor | None = Field(default=None, description="A ComfyUI workflow.")
-    embeddings: EmbeddingsExecutor | None = Field(default=None, description="An embedding model on a GPU.")
+    embeddings: EmbeddingsExecutor | None = Field(default=None, description="An embedding model in the worker.")
     python: PythonExecutor | None = Field(default=None, description="A Python function.")
 
     @property
@@ -45,13 +46,14 @@ class ExecutorChoice(OneOf):
 
 __all__ = [
     "ComfyUIExecutor",
+    "ComfyUIStore",
     "DifyExecutor",
     "EmbeddingsExecutor",
     "Executor",
     "ExecutorChoice",
     "Header",
     "HttpExecutor",
-    "Message",
+    "JsonSchemaOutput",
     "Microbatch",
     "OpenAIExecutor",
     "PythonExecutor",

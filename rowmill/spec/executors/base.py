@@ -20,7 +20,7 @@ from rowmill.spec.base import (
 )
 from rowmill.spec.source import KeyReference, check_uri, uri_scheme
 
-_MARKUP: Final = re.compile(r"\{[{%#]")
+MARKUP: Final = re.compile(r"\{[{%#]")
 _SET_BY_ROWMILL: Final = frozenset(
     {"connection", "content-length", "idempotency-key", "transfer-encoding", "x-request-id"}
 )
@@ -29,7 +29,7 @@ _SECRET_HEADERS: Final = frozenset({"api-key", "authorization", "cookie", "proxy
 
 def _check_url(url: str) -> str:
     """A URL whose text before the first template must be right on its own."""
-    markup = _MARKUP.search(url)
+    markup = MARKUP.search(url)
     if markup is None:
         check_uri(url)
     head = url if markup is None else url[: markup.start()]
@@ -96,11 +96,26 @@ class Header(Part):
         if (value is None) == (value_from is None):
             state = "none is set" if value is None else "both value and valueFrom are set"
             findings.append(((), f"needs exactly one of value, valueFrom; {state}"))
-        elif lower in _SECRET_HEADERS and isinstance(value, str) and not _MARKUP.search(value):
+        elif lower in _SECRET_HEADERS and isinstance(value, str) and not MARKUP.search(value):
             findings.append(
                 (("value",), "a secret never stands in a manifest; write valueFrom with secretKeyRef, env or file")
             )
         return findings
+
+
+def repeated_headers(headers: Any, taken: Mapping[str, str] | None = None) -> list[Finding]:
+    """Findings below `headers` (raw input of any type) where a name is set twice, in whatever letters; `taken` has the
+    names (lower case) that another field sets, and which."""
+    findings: list[Finding] = []
+    seen: dict[str, str] = dict(taken or {})
+    for i, header in enumerate(headers if isinstance(headers, list | tuple) else ()):
+        name = header.get("name") if isinstance(header, dict) else getattr(header, "name", None)
+        if not isinstance(name, str):
+            continue
+        first = seen.setdefault(name.lower(), f"headers[{i}]")
+        if first != f"headers[{i}]":
+            findings.append((("headers", i, "name"), f"{name} is already set by {first}; set it once"))
+    return findings
 
 
 class Executor(Part):

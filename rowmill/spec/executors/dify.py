@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StringConstraints
 
-from rowmill.spec.base import Bool, Finding, JsonObject, Listed, Part
+from rowmill.spec.base import ID_OF_WORKFLOW, Bool, Finding, JsonObject, Listed, Part
 from rowmill.spec.executors.base import Executor, QueryText, Template, Url, ValueFrom
 
 
@@ -31,9 +31,9 @@ class DifyExecutor(Executor):
     app: Literal["Workflow", "Chat", "Completion"] = Field(
         default="Workflow", description="What kind of app the key is of; chatflows and agents are Chat."
     )
-    workflow_id: (
-        Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][-A-Za-z0-9]*$")] | None
-    ) = Field(default=None, description="A published version of the workflow; the newest when absent.")
+    workflow_id: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=ID_OF_WORKFLOW)] | None = Field(
+        default=None, description="A published version of the workflow; the newest when absent."
+    )
     inputs: JsonObject = Field(
         default_factory=dict,
         description="The app's inputs, name to value; templates. A file is an object with type, "

@@ -15,7 +15,7 @@ from rowmill.spec.base import (
     Listed,
     unique,
 )
-from rowmill.spec.executors.base import RESULT, Executor, Header, QueryText, Url
+from rowmill.spec.executors.base import RESULT, Executor, Header, QueryText, Url, repeated_headers
 
 
 class HttpExecutor(Executor):
@@ -69,13 +69,5 @@ class HttpExecutor(Executor):
             values = value if isinstance(value, list) else [value]
             if any(isinstance(v, dict | list) for v in values):
                 findings.append((("query", name), "must be a text, a number, true, false, or a list of these"))
-        headers = given.get("headers")
-        seen: dict[str, int] = {}
-        for i, header in enumerate(headers if isinstance(headers, list | tuple) else ()):
-            name = header.get("name") if isinstance(header, dict) else getattr(header, "name", None)
-            if not isinstance(name, str):
-                continue
-            first = seen.setdefault(name.lower(), i)
-            if first != i:
-                findings.append((("headers", i, "name"), f"{name} is already set by headers[{first}]; set it once"))
+        findings += repeated_headers(given.get("headers"))
         return findings

@@ -51,6 +51,12 @@ _CODES: Final[Mapping[str, tuple[str, bool, str]]] = {
 """By Dify's code: our class, whether it may pass by itself, what to do."""
 
 
+_TELLING: Final = frozenset({"error", "workflow_finished", "workflow_paused", "message_end"})
+"""Events that are read whole."""
+
+_TASK: Final = re.compile(r"[-A-Za-z0-9]{1,64}")
+
+
 def refusal_of(reply: Answer, excerpt: str, retry_after: float | None) -> RowError | None:
     """The failure that an error of Dify's own is; None for an answer that is not one (a proxy's, say)."""
     try:
@@ -136,6 +142,17 @@ def usage_of(value: Any) -> Usage:
     return found
 
 
+class _Seen(msgspec.Struct):
+    """What is looked at of every event; the rest of it is skipped unread, and nodes may tell megabytes."""
+
+    event: Any = None
+    task_id: Any = None
+    answer: Any = None
+
+
+_SEEN: Final = msgspec.json.Decoder(_Seen)
+
+
 class Stream:
     """Puts a stream's events together to the answer of a blocking call. `ended` once nothing that counts follows.
 
@@ -195,14 +212,18 @@ class Stream:
 
     def _event(self, data: bytes) -> None:
         try:
-            event = msgspec.json.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            seen = _SEEN.decode(data)
+            event = msgspec.json.decode(data) if seen.event in _TELLING else {}
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError):
             return  # a comment or a keep-alive of some proxy
-        if not isinstance(event, dict):
-            return
-        kind = event.get("event")
-        task = event.get("task_id")
-        if isinstance(task, str) and re.fullmatch(r"[-A-Za-z0-9]{1,64}", task):
+        except RecursionError:
+            raise RowError(
+                "InvalidAnswer",
+                f"{self._origin} told an event that is nested too deeply; the call was made and may have been charged",
+                retryable=False,
+            ) from None
+        kind, task = seen.event, seen.task_id
+        if task != self.task_id and isinstance(task, str) and _TASK.fullmatch(task):
             self.task_id = task
         if kind == "error":
             self.ended = True
@@ -223,10 +244,10 @@ class Stream:
             self._finished = {**event, "data": {"status": "paused"}}
             self.ended = True
         elif kind in ("message", "agent_message"):
-            self._keep(event.get("answer"))
+            self._keep(seen.answer)
         elif kind == "message_replace":
             self._text, self._text_size = [], 0
-            self._keep(event.get("answer"))
+            self._keep(seen.answer)
         elif kind == "message_end":
             names = ("task_id", "id", "message_id", "conversation_id", "metadata", "files")
             self._told = {"event": "message", **{name: event[name] for name in names if name in event}}

@@ -67,6 +67,17 @@ class RowError(Exception):
         self.spent = spent
 
 
+class Estimates(Protocol):
+    """What an executor has besides, if its calls are counted in tokens: `limits.tokensPerMinute` reserves them."""
+
+    def estimate(self, attempt: Attempt) -> int:
+        """Tokens that the call may cost at most, of input and output together. Raises nothing; sends nothing.
+
+        What of them was not used is given back, by `attempt.usage`.
+        """
+        ...
+
+
 class Executor(Protocol):
     """Sends rows. `open` and `close` frame its life; `execute` is called concurrently, at most `concurrency` times."""
 

@@ -7,7 +7,7 @@ not fit the manifest, and would not fit it the next time either.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -26,7 +26,7 @@ from rowmill_worker.executors.secrets import SecretReader
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 REQUEST_ID: Final = istr("X-Request-Id")
 _AUTHORIZATION: Final = istr("Authorization")
-_CONTENT_TYPE: Final = istr("Content-Type")
+CONTENT_TYPE: Final = istr("Content-Type")
 _USER_AGENT: Final = istr("User-Agent")
 
 MAX_REQUEST_BYTES: Final = 16 * 1_048_576
@@ -68,7 +68,8 @@ class RequestTemplate:
     """`spec.executor.http` compiled. `render` is pure and cheap; it is called for each attempt.
 
     Other executors put what they send in the same terms; `path` then names their part of the manifest in messages, and
-    `bearer` (its `apiKey`) is sent as Authorization.
+    `bearer` (its `apiKey`) is sent as Authorization; `url_path` and `body_path` are where address and body stand in the
+    manifest. `shape` makes of the rendered body what is sent, and raises RowError where a row does not fit.
 
     `secrets` is None where no secret is to be read (Simulate): `[secret]` then stands for each. `job` is what
     templates find under that name. Raises InvalidInput (a template that does not compile, a secret that is missing).
@@ -83,21 +84,27 @@ class RequestTemplate:
         where: str = "",
         path: str = "spec.executor.http",
         bearer: ValueFrom | None = None,
+        url_path: str | None = None,
+        body_path: str | None = None,
+        shape: Callable[[Any], Any] | None = None,
     ) -> None:
         self._job = job
+        self._shape = shape
+        self._body_path = body_path or f"{path}.body"
         self._path = path
         self._method = str(spec.method)
+        url_path = url_path or f"{path}.url"
         try:
-            self._url = compile_value(spec.url, path=f"{path}.url", text=True)
+            self._url = compile_value(spec.url, path=url_path, text=True)
             self._query = None if spec.query is None else compile_value(spec.query, path=f"{path}.query")
-            self._body = None if spec.body is None else compile_value(spec.body, path=f"{path}.body")
+            self._body = None if spec.body is None else compile_value(spec.body, path=self._body_path)
             self._headers(spec, secrets, bearer)
             # Most jobs have one URL for all rows: it is parsed once, and a wrong one is told before the first row.
             self._constant = self._parse(self._url.render({})) if self._url.constant else None
         except TemplateError as exc:
             raise InvalidInput.one(where, exc.path, exc.message) from None
         except RowError as exc:
-            raise InvalidInput.one(where, f"{path}.url", exc.message.removeprefix(f"{path}.url: ")) from None
+            raise InvalidInput.one(where, url_path, exc.message.removeprefix(f"{url_path}: ")) from None
 
     def _headers(self, spec: HttpSpec, secrets: SecretReader | None, bearer: ValueFrom | None) -> None:
         self._fixed: CIMultiDict[str] = CIMultiDict()
@@ -109,13 +116,16 @@ class RequestTemplate:
             name = istr(header.name)
             if header.value_from is not None:
                 bound.add(name.lower())
-                self._fixed.add(name, MASK if secrets is None else read_reference(secrets, header.value_from, at))
+                self._fixed.add(
+                    name, MASK if secrets is None else read_reference(secrets, header.value_from, f"{at}.valueFrom")
+                )
             else:
                 self._rendered.append((name, compile_value(header.value, path=f"{at}.value", text=True)))
         if bearer is not None:
             bound.add("authorization")
             key = MASK if secrets is None else read_reference(secrets, bearer, f"{self._path}.apiKey")
-            self._fixed[_AUTHORIZATION] = f"Bearer {key}"
+            # A Secret may hold the whole header's value, as other tools want it.
+            self._fixed[_AUTHORIZATION] = key if key.lower().startswith("bearer ") else f"Bearer {key}"
         if "user-agent" not in own:
             self._fixed[_USER_AGENT] = f"rowmill/{__version__}"
         self._bound = frozenset(bound)
@@ -138,9 +148,9 @@ class RequestTemplate:
         headers[REQUEST_ID] = attempt.request_id
         data = None
         if self._body is not None:
-            data, content_type = _encode(body, f"{self._path}.body")
+            data, content_type = encode_body(body if self._shape is None else self._shape(body), self._body_path)
             if not self._has_type:
-                headers[_CONTENT_TYPE] = content_type
+                headers[CONTENT_TYPE] = content_type
         target = self._constant or self._parse(url)
         if query:
             target = target.extend_query(_pairs(query, f"{self._path}.query"))
@@ -166,7 +176,6 @@ class RequestTemplate:
 
 def read_reference(secrets: SecretReader, reference: ValueFrom, path: str) -> str:
     """The value that a `valueFrom` at `path` refers to. Raises InvalidInput where it cannot be had."""
-    path = f"{path}.valueFrom"
     if reference.secret_key_ref is not None:
         ref = reference.secret_key_ref
         return secrets.from_secret(ref.name, ref.key, path=f"{path}.secretKeyRef")
@@ -198,7 +207,8 @@ def _pairs(query: Mapping[str, Any], at: str) -> list[tuple[str, str]]:
     return pairs
 
 
-def _encode(body: Any, at: str) -> tuple[bytes, str]:
+def encode_body(body: Any, at: str) -> tuple[bytes, str]:
+    """A body's bytes and its Content-Type; `at` names it in messages. Raises RowError, unspent, for none."""
     try:
         if isinstance(body, str):
             data, content_type = body.encode(), "text/plain; charset=utf-8"

@@ -23,6 +23,7 @@ MAX_SECRET_BYTES: Final = 65_536
 _MASK: Final = "[redacted]"
 _MIN_REDACTED: Final = 4  # shorter values would tear ordinary words apart and hide nothing worth hiding
 _MIN_REDACTED_PART: Final = 8
+_SECRET_WORDS: Final = ("SECRET", "TOKEN", "STORAGE_KEY", "CREDENTIALS")  # others are names and addresses
 _UNFIT: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -41,6 +42,11 @@ class SecretReader:
 
     def __repr__(self) -> str:
         return f"SecretReader({len(self._values)} read)"
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of the manifest count from."""
+        return self._base
 
     def redactor(self) -> Redactor:
         """What takes every value that was read so far out of texts."""
@@ -73,7 +79,35 @@ class SecretReader:
             Path(folder) / name / key, path, missing=f"put the value there ({SECRETS_DIR_VARIABLE} is {folder})"
         )
 
-    def _read(self, file: Path, path: str, *, missing: str) -> str:
+    def from_whole_secret(self, name: str, keys: Iterable[str], *, path: str) -> dict[str, str]:
+        """Those of `keys` that the Secret `name` has, as they stand (a key may be a file of many lines).
+
+        Raises InvalidInput where it has none of them.
+        """
+        folder = self._environ.get(SECRETS_DIR_VARIABLE)
+        place = Path(folder) / name if folder else None
+        found: dict[str, str] = {}
+        for key in keys if place is not None else ():
+            assert place is not None
+            if not (place / key).is_file():
+                continue
+            raw = self._bytes(place / key, path, missing="put the value there")
+            try:
+                found[key] = raw.decode()
+            except UnicodeDecodeError:
+                raise self._bad(path, f"the file {place / key} is not UTF-8; write the value as text") from None
+            if any(word in key for word in _SECRET_WORDS):
+                self._values.add(found[key].strip())
+        if not found:
+            raise self._bad(
+                path,
+                f"the secret {name} is not to be had here, or has none of the keys that a store takes; "
+                + (f"look into {place}" if place else f"set {SECRETS_DIR_VARIABLE} to a folder that holds {name}/KEY"),
+            )
+        self._values.discard("")
+        return found
+
+    def _bytes(self, file: Path, path: str, *, missing: str) -> bytes:
         try:
             with file.open("rb") as stream:
                 raw = stream.read(MAX_SECRET_BYTES + 1)
@@ -81,6 +115,10 @@ class SecretReader:
             raise self._bad(path, f"the file {file} cannot be read ({exc.strerror}); {missing}") from None
         if len(raw) > MAX_SECRET_BYTES:
             raise self._bad(path, f"the file {file} is larger than {MAX_SECRET_BYTES:,} bytes; it is no header's value")
+        return raw
+
+    def _read(self, file: Path, path: str, *, missing: str) -> str:
+        raw = self._bytes(file, path, missing=missing)
         try:
             text = raw.decode()
         except UnicodeDecodeError:

