@@ -25,7 +25,6 @@ from prometheus_client import CollectorRegistry
 from bench.children import Child, module, started
 from bench.report import Figure, Missing, median
 from bench.runs import fresh_name, open_run, payload, write_manifest
-from rowmill.ledger.budget import rows_a_worker
 from rowmill.spec import load_manifest_file
 from rowmill.telemetry.logging import configure_logging
 from rowmill.telemetry.metrics import WorkerMetrics
@@ -172,7 +171,6 @@ async def working(stores: Endpoints, url: str, rows: int) -> AsyncIterator[Whole
         await turnstile.open()
         log, _ = configure_logging(level="error")
         whole = WholeWorker(turnstile)
-        capacity = await run.ledger.runs.capacity()
         worker = Worker(
             record=record,
             job=worker_job(job, record.identity, environ={}),
@@ -186,7 +184,6 @@ async def working(stores: Endpoints, url: str, rows: int) -> AsyncIterator[Whole
                 request_id=lambda row: request_id(record.identity, row),
                 now=asyncio.get_running_loop().time,
             ),
-            budget=rows_a_worker(capacity, workers=1, concurrency=CONCURRENCY),
             rng=random.Random(1),
             reached=whole.reached,
         )

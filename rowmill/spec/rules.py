@@ -32,6 +32,7 @@ from rowmill.spec.executors import (
 from rowmill.spec.frozen import FROZEN_ADVICE
 from rowmill.spec.job import Adaptive, BatchJob, Latency, Output, Retry, Spec, Workers
 from rowmill.spec.naming import SIMULATED
+from rowmill.spec.notify import SECRET_HEADERS, SET_BY_ROWMILL, Notify, NotifyHeader
 from rowmill.spec.source import OBJECT_STORES, SUFFIXES, Source
 
 
@@ -74,6 +75,10 @@ _SECRET_WITH_STORE: Final = Rule(
     f"!has(self.secretName) || (has(self.uri) && self.uri.matches('{_STORE}'))",
     "secretName goes with a uri in an object store (s3://, gs://, az://) only; leave it out",
 )
+_HEADERS_ONCE: Final = Rule(
+    "self.headers.all(h, self.headers.exists_one(o, o.name.lowerAscii() == h.name.lowerAscii()))",
+    "headers name a header twice; set it once",
+)
 _UNKNOWN_FORMAT: Final = (
     f"format cannot be told from the suffix of the name (known are {', '.join(SUFFIXES)}); set CSV, JSONL, Parquet or "
     "Excel"
@@ -113,10 +118,7 @@ RULES: Final[Mapping[type[Part], tuple[Rule, ...]]] = {
     ),
     HttpExecutor: (
         *_is_http("url"),
-        Rule(
-            "self.headers.all(h, self.headers.exists_one(o, o.name.lowerAscii() == h.name.lowerAscii()))",
-            "headers name a header twice; set it once",
-        ),
+        _HEADERS_ONCE,
     ),
     OpenAIExecutor: _is_http("baseUrl"),
     DifyExecutor: _is_http("baseUrl"),
@@ -137,6 +139,29 @@ RULES: Final[Mapping[type[Part], tuple[Rule, ...]]] = {
             "uri: results are not written as Excel; end it in .csv, .jsonl or .parquet",
         ),
         _SECRET_WITH_STORE,
+    ),
+    NotifyHeader: (
+        Rule("has(self.value) != has(self.valueFrom)", "needs exactly one of value, valueFrom"),
+        Rule(
+            f"!self.name.matches('(?i)^({'|'.join(sorted(SET_BY_ROWMILL))})$')",
+            "name is one that is set by Rowmill; leave it out",
+        ),
+        Rule(
+            f"!has(self.value) || !self.name.matches('(?i)^({'|'.join(sorted(SECRET_HEADERS))})$')",
+            "value: a secret never stands in a manifest; write valueFrom with secretKeyRef",
+        ),
+    ),
+    Notify: (
+        _exactly_one(Notify),
+        Rule(
+            "!has(self.url) || self.url.matches('(?i)^https?://')",
+            "url is no http URL; write http://host/path or https://host/path",
+        ),
+        Rule(
+            "!has(self.url) || !self.url.matches('^[A-Za-z][-+.A-Za-z0-9]*://[^/?#]*@')",
+            "url holds a user or password; send them by headers with valueFrom, or the address by urlFrom",
+        ),
+        _HEADERS_ONCE,
     ),
     Spec: (
         Rule(
