@@ -29,6 +29,9 @@ from rowmill_operator.engine.engine import Engine
 class OneWorker:
     """A fleet that is there already."""
 
+    def wants(self, desired: int) -> int:
+        return desired
+
     async def scale(self, desired: int) -> None:
         return None
 

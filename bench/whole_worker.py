@@ -19,7 +19,6 @@ from prometheus_client import CollectorRegistry
 
 from bench.children import Child
 from bench.runs import fresh_name, open_run, write_manifest
-from rowmill.ledger.budget import rows_a_worker
 from rowmill.spec import load_manifest_file
 from rowmill.telemetry.logging import configure_logging
 from rowmill.telemetry.metrics import WorkerMetrics
@@ -109,7 +108,6 @@ async def working(
         await turnstile.open()
         log, _ = configure_logging(level="error")
         whole = WholeWorker(turnstile)
-        capacity = await run.ledger.runs.capacity()
         worker = Worker(
             record=record,
             job=worker_job(job, record.identity, environ={}),
@@ -123,7 +121,6 @@ async def working(
                 request_id=lambda row: request_id(record.identity, row),
                 now=asyncio.get_running_loop().time,
             ),
-            budget=rows_a_worker(capacity, workers=1, concurrency=CONCURRENCY),
             rng=random.Random(1),
             reached=whole.reached,
         )

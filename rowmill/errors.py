@@ -41,6 +41,10 @@ class FrozenChanged(InvalidInput):
     """A manifest that differs, in what shapes a request, from the one that its run began with."""
 
 
+class ResultsDropped(InvalidInput):
+    """The outcomes of a run were dropped after their retention: it can be neither read nor gone on with."""
+
+
 class StoreUnavailable(RowmillError):
     """Redis or Postgres cannot be reached or refuses us. Whoever runs goes on waiting; whoever starts says so."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 
 
@@ -28,7 +29,8 @@ class ErrorCount:
 @dataclass(frozen=True, slots=True)
 class RunStatus:
     """A snapshot. `total` is None until the source has been read to its end; rates are rows a minute. `started_at` and
-    `ended_at` are the ledger's, in seconds since the epoch, None where it has none (yet)."""
+    `ended_at` are the ledger's, in seconds since the epoch, None where it has none (yet); so is `dropped_at`, since
+    when outcomes are kept no more."""
 
     phase: Phase = Phase.PENDING
     message: str = ""
@@ -49,7 +51,14 @@ class RunStatus:
     errors: list[ErrorCount] = field(default_factory=list)
     started_at: float | None = None
     ended_at: float | None = None
+    dropped_at: float | None = None
 
     @property
     def done(self) -> int:
         return self.succeeded + self.failed + self.deduplicated
+
+
+def when_dropped(dropped_at: float) -> str:
+    """When (seconds since the epoch) and why outcomes were dropped: words that follow on `the results of this run`."""
+    minute = datetime.fromtimestamp(dropped_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"were dropped on {minute}, after spec.resultsRetentionSeconds"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from rowmill_cli.local.postgres_server import PostgresServer
 from rowmill_cli.local.servers import POSTGRES_DSN_VARIABLE, REDIS_URL_VARIABLE, Endpoints, LocalServers
+from tests.support.nursery import close_nursery
 from tests.support.servers import PrivateServers, empty_redis, fresh_database, redis_is_empty, redis_of_worker
 
 
@@ -20,6 +22,18 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: begun last, one of them would keep a single process busy while the others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_end_with_the_session() -> Iterator[None]:
+    """Tests of one process share the nursery that their parts are born in."""
+    yield
+    close_nursery()
 
 
 @pytest.fixture(scope="session")
@@ -57,10 +71,19 @@ def postgres_dsn(shared_servers: Endpoints) -> Iterator[str]:
         yield dsn
 
 
+@pytest.fixture(scope="session")
+def initialised_postgres(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a Postgres that was started and stopped: `private_servers` begin with a copy."""
+    server = PostgresServer(tmp_path_factory.mktemp("initialised"), durable_init=False)
+    server.start()
+    server.stop()
+    return server.folder
+
+
 @pytest.fixture
-def private_servers(tmp_path: Path) -> Iterator[PrivateServers]:
+def private_servers(tmp_path: Path, initialised_postgres: Path) -> Iterator[PrivateServers]:
     """A Redis and a Postgres for this test alone, started; it may kill, wipe and restore them."""
-    servers = PrivateServers(tmp_path)
+    servers = PrivateServers(tmp_path, initialised=initialised_postgres)
     try:
         servers.start()
         yield servers

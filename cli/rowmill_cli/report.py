@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from rowmill.identity import RunIdentity
-from rowmill.status import ErrorCount, Phase, RunStatus
+from rowmill.status import ErrorCount, Phase, RunStatus, when_dropped
 from rowmill_cli.progress import duration
 
 _TOP_ERRORS = 5
@@ -50,6 +50,8 @@ def render(ending: Ending) -> str:
     if status.errors:
         lines += ["", "Errors, the most frequent first:"]
         lines += [f"  {_error(error)}" for error in status.errors[:_TOP_ERRORS]]
+    if status.dropped_at is not None:
+        lines += ["", f"The results {when_dropped(status.dropped_at)}. Change spec.runId to run again."]
     if ending.results is not None:
         lines += ["", f"Results: {ending.results}"]
     lines += ["", *_next_steps(ending)]
@@ -90,7 +92,7 @@ def _next_steps(ending: Ending) -> list[str]:
             "What there is so far:",
             f"  rowmill results --state {state}",
         ]
-    if not ending.status.failed:
+    if not ending.status.failed or ending.status.dropped_at is not None:
         return []
     return [
         "See the failed rows, then run them again (rows that succeeded are not called again):",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-_LEADER, _SWEEPER, _LIVENESS, _DEDUPE, _MIGRATION = range(1, 6)
+_LEADER, _SWEEPER, _LIVENESS, _DEDUPE, _MIGRATION, _RESULTS = range(1, 7)
 _LOW = (1 << 56) - 1
 
 
@@ -21,6 +21,9 @@ def _hash(text: str) -> int:
 
 
 MIGRATION_KEY = _key(_MIGRATION, 1)
+
+LEADER_CLASS = _LEADER << 24
+"""The upper half of leaders' locks, as `pg_locks` shows it; the lower half is the run."""
 
 
 def leader_key(run: int) -> int:
@@ -36,6 +39,11 @@ def sweeper_key(run: int) -> int:
 def liveness_key(token: str, consumer: str) -> int:
     """Held by a consumer for as long as its session lives."""
     return _key(_LIVENESS, _hash(f"{token}/{consumer}"))
+
+
+def results_key(run: int) -> int:
+    """Held by whoever reads a run's outcomes from end to end, shared with others who do; alone by who drops them."""
+    return _key(_RESULTS, run)
 
 
 def dedupe_key(digest: bytes) -> int:

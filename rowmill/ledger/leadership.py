@@ -12,7 +12,7 @@ from typing import Any
 
 import asyncpg
 
-from rowmill.errors import StateInUse
+from rowmill.errors import StateInUse, StoreUnavailable
 from rowmill.ledger.connect import open_connection, passing_failures, place
 from rowmill.ledger.keys import leader_key
 from rowmill.ledger.queries import statement
@@ -27,6 +27,8 @@ class Leadership:
         self._connection: asyncpg.Connection | None = None
         self._runs: set[int] = set()
         self._turn = asyncio.Lock()
+        self.number = 0
+        """Tells sessions apart."""
 
     def holds(self, run: int) -> bool:
         """Whether the lead of `run` is ours now."""
@@ -38,10 +40,24 @@ class Leadership:
             if self._connection is None or self._connection.is_closed():
                 self._runs.clear()
                 self._connection = await open_connection(self._dsn, application_name=self._application_name)
+                self.number += 1
             free = run not in self._runs and await self._ask("try_lock", run)
             if not free:
                 raise StateInUse(f"another engine drives run {run} of this ledger; only one can")
             self._runs.add(run)
+
+    async def declare(self, name: str) -> int:
+        """Name the session, for all of the server to see; the number of its process there. Raises StoreUnavailable."""
+        async with self._turn:
+            connection = self._connection
+            if connection is None or connection.is_closed():
+                raise StoreUnavailable("the session that leads this process's runs is lost")
+            try:
+                with passing_failures(place(self._dsn)):
+                    return int(await connection.fetchval(statement("declare"), name))
+            except StoreUnavailable:
+                connection.terminate()
+                raise
 
     async def release(self, run: int) -> None:
         """Give the lead up; nothing where it is not ours."""

@@ -3,7 +3,8 @@
 States: closed → open (liveness held) → lost. Locks live and die with the session. When it is lost, every row
 claimed in it must be claimed again before it is started; rows that run already go on, because what they bring
 home is committed whatever happened to the lock (the ledger's primary key decides, the lock only gates starting).
-`number` tells sessions apart: a claim is good only while the session that made it is the one that is open.
+`number` tells sessions apart: a claim is good only while the session that made it is the one that is open. The name of
+the session says how many locks of rows it may hold (see `rowmill.ledger.declared`).
 
 Locks are re-entrant within a session, so SQL can never tell what *we* hold: the caller keeps that table.
 """
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 import asyncpg
 
 from rowmill.errors import StoreUnavailable
+from rowmill.ledger.budget import Capacity
 from rowmill.ledger.connect import open_connection, passing_failures, place
+from rowmill.ledger.declared import WorkerWord, worker_name
 from rowmill.ledger.keys import liveness_key
 from rowmill.ledger.queries import int_array, statement
 
@@ -43,12 +46,14 @@ class LockSession:
         run: int,
         token: str,
         consumer: str,
+        needs: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._dsn = dsn
         self._run = run
         self._liveness = liveness_key(token, consumer)
-        self._name = f"rowmill worker {consumer} locks"
+        self._consumer = consumer
+        self._needs = needs
         self._where = place(dsn)
         self._monotonic = monotonic
         self._connection: asyncpg.Connection | None = None
@@ -57,6 +62,8 @@ class LockSession:
         self._look_up = statement("look_up_rows", run=run)
         self._unlock_rows = statement("unlock_rows")
         self.number = 0
+        self.may = 0
+        """Locks of rows that this session has declared that it may hold."""
         self._opened = 0.0
 
     @property
@@ -73,7 +80,7 @@ class LockSession:
         async with self._turn:
             if self.is_open:
                 return
-            connection = await open_connection(self._dsn, application_name=self._name)
+            connection = await open_connection(self._dsn, application_name=self._name(self.may))
             try:
                 with passing_failures(self._where):
                     held = await connection.fetchval(statement("try_lock"), self._liveness)
@@ -154,10 +161,21 @@ class LockSession:
         async with self._live() as connection:
             return bool(await connection.fetchval(statement("try_lock"), key))
 
-    async def ping(self) -> None:
-        """See that the session lives; raises StoreUnavailable when it does not."""
+    async def declare(self, may: int) -> None:
+        """Say that this session may hold so many locks of rows, for all of the server to see."""
         async with self._live() as connection:
-            await connection.fetchval("select 1")
+            await connection.fetchval(statement("declare"), self._name(may))
+            self.may = may
+
+    async def others(self) -> tuple[Capacity, list[str]]:
+        """What the server carries in all, and what the lock sessions of other workers on it say of themselves. Raises
+        StoreUnavailable when the session is lost: asking is how that is noticed."""
+        async with self._live() as connection:
+            capacity = Capacity(*await connection.fetchrow(statement("capacity")))
+            return capacity, list(await connection.fetchval(statement("other_workers")))
+
+    def _name(self, may: int) -> str:
+        return worker_name(WorkerWord(self._run, self._needs, may), self._consumer)
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None

@@ -13,6 +13,10 @@ values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (installation, namespace, name, run_id) do nothing
 returning *
 
+-- name: hold_run
+-- The same, and nobody drops its outcomes before this transaction ends.
+select * from rowmill.runs where installation = $1 and namespace = $2 and name = $3 and run_id = $4 for share
+
 -- name: create_outcomes
 create table if not exists {outcomes} (like rowmill.outcomes including all)
 
@@ -198,9 +202,34 @@ select coalesce(array_agg(pg_try_advisory_xact_lock_shared(k)), '{{}}') from unn
 
 -- name: capacity
 -- What the server's lock table and its clients may take in all; see rowmill.ledger.budget.
-select current_setting('max_locks_per_transaction')::int
-         * (current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int) as locks,
-       current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int as connections
+select current_setting('max_locks_per_transaction')::int * slots as locks, total - reserved as connections, slots, reserved
+from (
+    select current_setting('max_connections')::int as total,
+           current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int as slots,
+           current_setting('superuser_reserved_connections')::int + coalesce(current_setting('reserved_connections', true)::int, 0)
+           as reserved
+) settings
+
+-- name: our_sessions
+-- Every session of Rowmill's on this server, in whatever database, with the runs that it leads. The numbers of the
+-- leaders' locks: see rowmill.ledger.keys.
+select a.pid, a.datid::bigint as database, a.application_name as name, coalesce(l.runs, '{{}}') as runs,
+       a.datid = (select oid from pg_database where datname = current_database()) as here
+from pg_stat_activity a
+left join (
+    select pid, array_agg(objid::bigint) as runs from pg_locks
+    where locktype = 'advisory' and granted and objsubid = 1 and classid = $1::bigint::oid
+    group by pid
+) l on l.pid = a.pid
+where a.application_name like 'rowmill %'
+
+-- name: other_workers
+-- What the other lock sessions on this server say of themselves.
+select coalesce(array_agg(application_name), '{{}}') from pg_stat_activity
+where application_name like 'rowmill worker %' and pid <> pg_backend_pid()
+
+-- name: declare
+select pg_backend_pid() from (select set_config('application_name', $1, false) offset 0) said
 
 -- name: try_lock
 select pg_try_advisory_lock($1)
@@ -246,3 +275,91 @@ with gone as (
         select digest from rowmill.claims where keep_until < clock_timestamp() limit 10000 for update skip locked)
     returning 1)
 select count(*) from gone
+
+-- name: keep_results
+-- What the manifest says of the results: how long they are kept, whether somebody has yet to write them elsewhere.
+update rowmill.runs set retention_seconds = $3, output_pending = $4 where id = $1 and term = $2 and dropped_at is null
+returning *
+
+-- name: output_written
+update rowmill.runs set output_pending = false where id = $1 and term = $2 and output_pending
+
+-- name: note_retention
+-- Of runs of which it is not known, or ($6) of all that are given. Answers those that are dropped already.
+with given as (
+    select * from unnest($2::text[], $3::text[], $4::text[], $5::bigint[]) as g (namespace, name, run_id, seconds)
+), noted as (
+    update rowmill.runs r set retention_seconds = g.seconds from given g
+    where r.installation = $1 and r.namespace = g.namespace and r.name = g.name and r.run_id = g.run_id
+      and (r.retention_seconds is null or $6) and r.dropped_at is null
+)
+select r.namespace, r.name, r.run_id, r.dropped_at from rowmill.runs r join given g using (namespace, name, run_id)
+where r.installation = $1 and r.dropped_at is not null
+
+-- name: expired_runs
+-- By the clock of this server, as the end was.
+select * from rowmill.runs
+where installation = $1 and id > $2 and dropped_at is null and phase in ('Complete', 'Failed') and not output_pending
+  and (finished_at at time zone 'UTC') + retention_seconds * interval '1 second' <= now() at time zone 'UTC'
+order by id limit $3
+
+-- name: try_lock_in_transaction
+select pg_try_advisory_xact_lock($1)
+
+-- name: lock_shared
+select pg_advisory_lock_shared($1)
+
+-- name: still_expired
+-- In a statement of its own, after the locks are held.
+select 1 from rowmill.runs
+where id = $1 and term = $2 and dropped_at is null and phase in ('Complete', 'Failed') and not output_pending
+  and (finished_at at time zone 'UTC') + retention_seconds * interval '1 second' <= clock_timestamp() at time zone 'UTC'
+for update
+
+-- name: drop_outcomes
+drop table if exists {outcomes}
+
+-- name: fold_counters
+-- One row a generation for all its workers: they are gone, what they counted is told for good.
+with gone as (delete from rowmill.counters where run = $1 returning *)
+insert into rowmill.counters (run, generation, worker, succeeded, failed, deduplicated, retried)
+select run, generation, '(all)', sum(succeeded), sum(failed), sum(deduplicated), sum(retried) from gone group by run, generation
+
+-- name: mark_dropped
+-- A new term: whoever drove the run and was paused writes nothing any more.
+update rowmill.runs
+set dropped_at = clock_timestamp(), term = term + 1, errors = $2, feed_position = null
+where id = $1
+returning *
+
+-- name: record_notice
+insert into rowmill.notices (run, generation, event, occasion, body)
+select id, $5, $6, $7, $8::json from rowmill.runs
+where installation = $1 and namespace = $2 and name = $3 and run_id = $4
+on conflict (run, generation, event, occasion) do nothing
+returning run
+
+-- name: trim_notices
+delete from rowmill.notices n where n.run = $1 and n.ended_at is not null and n.id not in (
+    select k.id from rowmill.notices k where k.run = $1 and k.ended_at is not null order by k.id desc limit $2)
+
+-- name: open_notices
+-- Those that are due first: a new one never waits behind many that are refused.
+select n.id, r.run_id, r.token, n.generation, n.event, n.occasion, n.body::text as body, n.tries, n.problem,
+       extract(epoch from clock_timestamp() - n.created_at)::float8 as age,
+       extract(epoch from n.try_at - clock_timestamp())::float8 as wait
+from rowmill.notices n join rowmill.runs r on r.id = n.run
+where r.installation = $1 and r.namespace = $2 and r.name = $3 and n.ended_at is null
+order by n.try_at, n.id limit $4
+
+-- name: end_notice
+-- Acknowledged is the last word: an operator that gave up meanwhile does not take it back.
+update rowmill.notices
+set ended_at = coalesce(ended_at, clock_timestamp()), delivered = delivered or $2, tries = tries + 1,
+    problem = coalesce($3, problem)
+where id = $1
+
+-- name: postpone_notice
+update rowmill.notices
+set tries = tries + 1, try_at = clock_timestamp() + $2 * interval '1 second', problem = $3
+where id = $1 and ended_at is null

@@ -18,7 +18,6 @@ import asyncpg
 
 from rowmill.errors import RowmillError
 from rowmill.identity import RunIdentity
-from rowmill.ledger.budget import Capacity
 from rowmill.ledger.connect import OneConnection, Pool
 from rowmill.ledger.insert import insert_outcomes
 from rowmill.ledger.queries import int_array, statement
@@ -56,6 +55,14 @@ class RunRecord:
     counts: RangeCounts | None
     started_at: float | None
     finished_at: float | None
+    retention_seconds: int | None = None
+    """How long outcomes are kept after `finished_at`; None, for good, where no manifest has said so."""
+    output_pending: bool = False
+    """Somebody has yet to write the results elsewhere: until then they are kept whatever the time."""
+    dropped_at: float | None = None
+    """Since then the run has no outcomes, and stays as it ended; see `rowmill.ledger.retention`."""
+    errors: tuple[ErrorCount, ...] = ()
+    """Of a dropped run: what `error_counts` said before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +137,17 @@ class Runs:
     async def find(self, identity: RunIdentity) -> RunRecord | None:
         async with self._pool.connection() as c:
             row = await c.fetchrow(statement("find_run"), *identity)
-        return _record(row) if row else None
+        return record_of(row) if row else None
 
     async def of_job(self, installation: str, namespace: str, name: str) -> list[RunRecord]:
         """Every run of this job, the newest first."""
         async with self._pool.connection() as c:
-            return [_record(row) for row in await c.fetch(statement("runs_of_job"), installation, namespace, name)]
-
-    async def capacity(self) -> Capacity:
-        """What this server can carry in all."""
-        async with self._pool.connection() as c:
-            return Capacity(*await c.fetchrow(statement("capacity")))
+            return [record_of(row) for row in await c.fetch(statement("runs_of_job"), installation, namespace, name)]
 
     async def ensure(
         self, identity: RunIdentity, *, frozen: Mapping[str, Any], shards: int, row_limit: int | None
     ) -> RunRecord:
-        """The run of this identity, made if it is new, with its own table of outcomes."""
+        """The run of this identity, made if it is new, with its own table of outcomes (none where it was dropped)."""
         async with self._pool.connection() as c, c.transaction():
             row = await c.fetchrow(
                 statement("insert_run"),
@@ -156,21 +158,22 @@ class Runs:
                 row_limit,
             )
             if row is None:
-                row = await c.fetchrow(statement("find_run"), *identity)
+                row = await c.fetchrow(statement("hold_run"), *identity)
             assert row is not None
-            await c.execute(statement("create_outcomes", run=row["id"]))
-            return _record(row)
+            if row["dropped_at"] is None:
+                await c.execute(statement("create_outcomes", run=row["id"]))
+            return record_of(row)
 
     async def take_over(self, run: int) -> RunRecord:
         """Begin a new term. Whoever wrote with an older one is superseded from now on."""
-        return _record(await self._one("take_over", run))
+        return record_of(await self._one("take_over", run))
 
     async def restate(self, record: RunRecord, *, frozen: Mapping[str, Any], shards: int) -> RunRecord:
         """Freeze another manifest than the one that the run was made with; only while nothing was ever fed."""
-        return _record(await self._one("restate", record.id, record.term, json.dumps(frozen), shards))
+        return record_of(await self._one("restate", record.id, record.term, json.dumps(frozen), shards))
 
     async def begin_epoch(self, record: RunRecord, *, generation: int, epoch: int) -> RunRecord:
-        return _record(await self._one("begin_epoch", record.id, record.term, generation, epoch))
+        return record_of(await self._one("begin_epoch", record.id, record.term, generation, epoch))
 
     async def save_feed_position(self, record: RunRecord, position: FeedPosition) -> None:
         await self._one("save_feed_position", record.id, record.term, record.epoch, position.as_json())
@@ -182,7 +185,7 @@ class Runs:
         await self._one("save_total", record.id, record.term, record.epoch, total)
 
     async def raise_limit(self, record: RunRecord, row_limit: int | None) -> RunRecord:
-        return _record(await self._one("raise_limit", record.id, record.term, row_limit))
+        return record_of(await self._one("raise_limit", record.id, record.term, row_limit))
 
     async def save_phase(
         self, record: RunRecord, phase: Phase, message: str = "", counts: RangeCounts | None = None
@@ -190,6 +193,16 @@ class Runs:
         await self._one(
             "save_phase", record.id, record.term, phase.value, message, counts.as_json() if counts else None
         )
+
+    async def keep_results(self, record: RunRecord, *, seconds: int, output_pending: bool) -> RunRecord:
+        """Keep outcomes for so many seconds after the end and, with `output_pending`, until `output_written`."""
+        return record_of(await self._one("keep_results", record.id, record.term, seconds, output_pending))
+
+    async def output_written(self, record: RunRecord) -> None:
+        """Nobody needs the outcomes to write them elsewhere any more; nothing where another engine has the run now."""
+        if record.output_pending:
+            async with self._pool.connection() as c:
+                await c.execute(statement("output_written"), record.id, record.term)
 
     async def _one(self, name: str, *args: object) -> asyncpg.Record:
         async with self._pool.connection() as c:
@@ -223,6 +236,9 @@ class Runs:
         return RangeCounts(row["succeeded"] + row["failed"] + row["deduplicated"], *row)
 
     async def error_counts(self, record: RunRecord) -> list[ErrorCount]:
+        """The most frequent classes of failures; of a dropped run what they were."""
+        if record.dropped_at is not None:
+            return list(record.errors)
         async with self._pool.connection() as c:
             rows = await c.fetch(statement("error_counts", run=record.id), record.generation)
         return [ErrorCount(r["error_class"], r["n"], r["example"]) for r in rows]
@@ -293,7 +309,9 @@ def _outcome(r: asyncpg.Record) -> Outcome:
     )
 
 
-def _record(r: asyncpg.Record) -> RunRecord:
+def record_of(r: asyncpg.Record) -> RunRecord:
+    """A row of `runs`. Of one that no release of this kind has migrated yet, the newest columns are missing."""
+    dropped_at, errors = r.get("dropped_at"), r.get("errors")
     return RunRecord(
         id=r["id"],
         identity=RunIdentity(r["installation"], r["namespace"], r["name"], r["run_id"]),
@@ -312,4 +330,8 @@ def _record(r: asyncpg.Record) -> RunRecord:
         counts=RangeCounts(**json.loads(r["counts"])) if r["counts"] else None,
         started_at=r["started_at"].timestamp() if r["started_at"] else None,
         finished_at=r["finished_at"].timestamp() if r["finished_at"] else None,
+        retention_seconds=r.get("retention_seconds"),
+        output_pending=bool(r.get("output_pending")),
+        dropped_at=dropped_at.timestamp() if dropped_at else None,
+        errors=tuple(ErrorCount(*one) for one in json.loads(errors)) if errors else (),
     )

@@ -3,20 +3,22 @@
     ROWMILL_POSTGRES_DSN=… python -m rowmill.results --namespace support --name triage --run-id 1 [--failed]
 
 The ledger is read in pages of bounded bytes, and nothing is written to it. Exit codes: 0 done, also when whoever read
-has gone; 1 the ledger does not know the run; 2 an option or a ledger that cannot be used; 130 interrupted.
+has gone; 1 the ledger does not know the run, or its outcomes were dropped after their retention; 2 an option or a
+ledger that cannot be used; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO, Final, Protocol, TextIO
 
-from rowmill.errors import RowmillError
+from rowmill.errors import ResultsDropped, RowmillError
 from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger
 from rowmill.results.formats import outcome_writer
@@ -54,7 +56,7 @@ async def stream_results(
 ) -> int:
     """Write the outcomes of a run, so far as there are any, to `out`; returns how many.
 
-    Raises UnknownRun, StoreUnavailable, and what `out` raises.
+    Raises UnknownRun, ResultsDropped, StoreUnavailable, and what `out` raises.
     """
     record = await ledger.find_run(identity)
     if record is None:
@@ -64,10 +66,11 @@ async def stream_results(
         )
     writer = outcome_writer(format, out, columns)
     count = 0
-    async for page in ledger.results(record, failed_only=failed_only):
-        writer.write(page)
-        out.flush()
-        count += len(page)
+    async with contextlib.aclosing(ledger.results(record, failed_only=failed_only)) as pages:
+        async for page in pages:
+            writer.write(page)
+            out.flush()
+            count += len(page)
     writer.close()
     out.flush()
     return count
@@ -117,7 +120,7 @@ def main(
         return EXIT_DONE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except UnknownRun as error:
+    except (UnknownRun, ResultsDropped) as error:
         err.write(f"rowmill: {error}\n")
         return EXIT_UNKNOWN
     except RowmillError as error:

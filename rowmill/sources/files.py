@@ -17,8 +17,9 @@ from typing import BinaryIO, NamedTuple, cast
 from rowmill.errors import InvalidInput, SourceChanged
 
 SOURCE_PATH = "spec.source.uri"
-READ_BYTES = 262_144
-"""Bytes asked for at once: large enough that the cost of a read vanishes, small enough for the caches."""
+READ_BYTES = 65_536
+"""Bytes asked for at once: large enough that the cost of a read vanishes, small enough for the caches. A format makes
+rows of such a piece in C, in steps of about a millisecond that no other thread of the interpreter can interrupt."""
 
 _GZIP_MAGIC = b"\x1f\x8b"
 

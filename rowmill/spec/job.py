@@ -29,6 +29,7 @@ from rowmill.spec.base import (
     unique,
 )
 from rowmill.spec.executors import ExecutorChoice
+from rowmill.spec.notify import Notify
 from rowmill.spec.source import Source, check_uri, format_of, in_object_store, secret_without_store
 
 API_VERSION: Final = "rowmill.dev/v1alpha1"
@@ -340,6 +341,9 @@ class Spec(Part):
         default=4, description="Streams that rows are spread over; more for very many workers. Frozen for a run."
     )
     failure_policy: FailurePolicy | None = Field(default=None, description="When the job as a whole fails.")
+    notify: Notify | None = Field(
+        default=None, description="A webhook that is told what becomes of the run. May change within a run."
+    )
     suspend: Bool = Field(default=False, description="Pause: nothing new is started, what is done is kept.")
     completion_target_seconds: Seconds | None = Field(default=None, description="The duration that scaling aims at.")
     active_deadline_seconds: Seconds | None = Field(default=None, description="A hard stop, counted from the start.")
@@ -347,7 +351,10 @@ class Spec(Part):
         default=None, description="The resource and its pods are deleted so long after the end; never when absent."
     )
     results_retention_seconds: Seconds = Field(
-        default=2_592_000, description="Outcomes are kept so long after the end; then the run is forgotten."
+        default=2_592_000,
+        description="Outcomes are kept in the ledger so long after the last end, and until `output` is written; then "
+        "they are dropped. The run stays known: applied again it is Complete and calls nothing, but it cannot be "
+        "retried.",
     )
 
     @classmethod

@@ -133,6 +133,9 @@ class JobStatus(Part):
     rows_per_minute: Count | None = Field(default=None, description="Rows that ended within the last minute or so.")
     start_time: Time | None = Field(default=None, description="When the run began.")
     completion_time: Time | None = Field(default=None, description="When the run ended.")
+    results_dropped_time: Time | None = Field(
+        default=None, description="When the recorded outcomes were dropped, after spec.resultsRetentionSeconds."
+    )
     estimated_completion_time: Time | None = Field(
         default=None, description="When the run would end at the rate of now."
     )

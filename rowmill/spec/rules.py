@@ -34,6 +34,7 @@ from rowmill.spec.executors import (
 from rowmill.spec.frozen import FROZEN_ADVICE
 from rowmill.spec.job import Adaptive, BatchJob, Latency, Output, Retry, Spec, Workers
 from rowmill.spec.naming import SIMULATED
+from rowmill.spec.notify import SECRET_HEADERS, SET_BY_ROWMILL, Notify, NotifyHeader
 from rowmill.spec.source import OBJECT_STORES, SUFFIXES, Source
 
 
@@ -164,6 +165,29 @@ RULES: Final[Mapping[type[Part], tuple[Rule, ...]]] = {
             "uri: results are not written as Excel; end it in .csv, .jsonl or .parquet",
         ),
         _SECRET_WITH_STORE,
+    ),
+    NotifyHeader: (
+        Rule("has(self.value) != has(self.valueFrom)", "needs exactly one of value, valueFrom"),
+        Rule(
+            f"!self.name.matches('(?i)^({'|'.join(sorted(SET_BY_ROWMILL))})$')",
+            "name is one that is set by Rowmill; leave it out",
+        ),
+        Rule(
+            f"!has(self.value) || !self.name.matches('(?i)^({'|'.join(sorted(SECRET_HEADERS))})$')",
+            "value: a secret never stands in a manifest; write valueFrom with secretKeyRef",
+        ),
+    ),
+    Notify: (
+        _exactly_one(Notify),
+        Rule(
+            "!has(self.url) || self.url.matches('(?i)^https?://')",
+            "url is no http URL; write http://host/path or https://host/path",
+        ),
+        Rule(
+            "!has(self.url) || !self.url.matches('^[A-Za-z][-+.A-Za-z0-9]*://[^/?#]*@')",
+            "url holds a user or password; send them by headers with valueFrom, or the address by urlFrom",
+        ),
+        _NO_HEADER_TWICE,
     ),
     Spec: (
         Rule(

@@ -39,6 +39,7 @@ ITEMS: Final[Mapping[str, str]] = {
     "key": "A column's name.",
     "columns": "A column's name.",
     "rows": "A row: column to cell.",
+    "events": "What is told.",
     "include": "An outcome.",
     "accept": "An ending.",
     "successCodes": "A status.",

@@ -11,6 +11,8 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import quote as percent_encode
 from urllib.parse import quote_plus
@@ -344,8 +346,13 @@ def misfit(function: Filter, given: int, keywords: list[str]) -> str | None:
     return None
 
 
-def filter_table() -> dict[str, Filter]:
-    """Every filter by name. `default` alone may be given a value that is missing."""
+@cache
+def filter_table() -> Mapping[str, Filter]:
+    """Every filter by name. `default` alone may be given a value that is missing.
+
+    Made once: filters hold no state, and asking each for its signature takes milliseconds, in which whoever checks a
+    manifest does nothing else.
+    """
     plain: dict[str, Filter] = {
         "abs": _abs,
         "b64encode": _b64encode,
@@ -388,7 +395,7 @@ def filter_table() -> dict[str, Filter]:
     table = {name: _guarded(function) for name, function in plain.items()}
     table["count"] = table["length"]
     table["default"] = table["d"] = pass_context(_default)
-    return table
+    return MappingProxyType(table)
 
 
 def _replace(context: RenderContext, value: Any, old: str, new: str, count: int = -1) -> str:

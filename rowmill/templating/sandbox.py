@@ -91,7 +91,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True, cache_size=0, optimized=False
         )
         self.code_generator_class = _ValueCodeGenerator
-        self.filters = filter_table()
+        self.filters = dict(filter_table())
         self.filters[STEPS_FILTER] = pass_context(lambda context, items: context.steps(_iterable(items)))
         self.filters[CONCAT_FILTER] = pass_context(lambda context, parts: join(context, parts))
         self.tests = {name: test for name, test in self.tests.items() if name in TESTS}

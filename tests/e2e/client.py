@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from kubernetes.aio import client, config, watch
 
-from tests.e2e.kubectl import Json, Kubectl
+from tests.e2e.kubectl import PATIENCE_SECONDS, Json, Kubectl
 
 GROUP, VERSION, PLURAL = "rowmill.dev", "v1alpha1", "batchjobs"
 QUIET_SECONDS = 60
@@ -49,7 +49,7 @@ class Client:
         return found["items"], found["metadata"]["resourceVersion"]
 
     async def first_seen(
-        self, names: Iterable[str], reached: Reached, *, since: str, within: float
+        self, names: Iterable[str], reached: Reached, *, since: str, within: float = PATIENCE_SECONDS
     ) -> dict[str, tuple[float, Json]]:
         """When each job was first seen to be so (monotonic), and how it looked; TimeoutError with those that were not.
 
@@ -89,7 +89,9 @@ class Client:
             raise TimeoutError(f"not so after {within:g} s: {sorted(missing)}") from None
         return seen
 
-    async def answered_in(self, jobs: Iterable[Mapping[str, Any]], *, within: float = 60.0) -> dict[str, float]:
+    async def answered_in(
+        self, jobs: Iterable[Mapping[str, Any]], *, within: float = PATIENCE_SECONDS
+    ) -> dict[str, float]:
         """Create all of them at once; seconds from each POST's answer to the first sight of the operator's word."""
         jobs = list(jobs)
         _, version = await self.listed()
@@ -106,6 +108,47 @@ class Client:
         finally:
             watching.cancel()
         return {name: max(0.0, seen[name][0] - posted[name]) for name in names}
+
+    async def echoed_in(self, names: Iterable[str], *, within: float = PATIENCE_SECONDS) -> list[float]:
+        """The same as `answered_in` of something that has no other work: ConfigMaps, patched by us as soon as seen."""
+        core: Any = client.CoreV1Api(self._api)
+        names = list(names)
+        found = await core.list_namespaced_config_map(self.namespace)
+        posted: dict[str, float] = {}
+        seen: dict[str, float] = {}
+        patches: list[asyncio.Task[Any]] = []
+
+        async def echo() -> None:
+            watching = watch.Watch()  # type: ignore[no-untyped-call]
+            stream = watching.stream(  # type: ignore[no-untyped-call]
+                core.list_namespaced_config_map, self.namespace, resource_version=found.metadata.resource_version
+            )
+            async with stream:
+                async for event in stream:
+                    name = event["raw_object"]["metadata"]["name"]
+                    if name not in names:
+                        continue
+                    if event["raw_object"].get("data"):
+                        seen.setdefault(name, time.monotonic())
+                        if len(seen) == len(names):
+                            return
+                    else:
+                        patch = core.patch_namespaced_config_map(name, self.namespace, {"data": {"seen": "yes"}})
+                        patches.append(asyncio.create_task(patch))
+
+        async def post(name: str) -> None:
+            await core.create_namespaced_config_map(self.namespace, {"metadata": {"name": name}})
+            posted[name] = time.monotonic()
+
+        echoing = asyncio.create_task(echo())
+        try:
+            async with asyncio.timeout(within):
+                await asyncio.gather(*map(post, names))
+                await echoing
+                await asyncio.gather(*patches)
+        finally:
+            echoing.cancel()
+        return [max(0.0, seen[name] - posted[name]) for name in names]
 
     async def pinged(self, path: str, stop: asyncio.Event, *, every: float = 0.05) -> list[float]:
         """How long each of many GETs took, one after the other, until `stop`."""

@@ -29,6 +29,14 @@ from tests.support.s3 import moto_process
 from tests.support.servers import PrivateServers
 
 ROOT = Path(__file__).parents[2]
+TEST_SECONDS = 600
+"""For any test here: more than any of its waits may take."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
 @pytest.fixture(scope="session")
@@ -57,12 +65,14 @@ def forwards(node_address: str) -> Iterator[Forwards]:
 
 
 @pytest.fixture(scope="session")
-def stores(tmp_path_factory: pytest.TempPathFactory, forwards: Forwards) -> Iterator[PrivateServers]:
+def stores(
+    tmp_path_factory: pytest.TempPathFactory, forwards: Forwards, initialised_postgres: Path
+) -> Iterator[PrivateServers]:
     """A Redis and a Postgres that may be killed."""
     folder = tmp_path_factory.mktemp("stores")
     for parent in (folder, *folder.parents[:2]):
         parent.chmod(0o755)  # Postgres does not run as root
-    servers = PrivateServers(folder)
+    servers = PrivateServers(folder, initialised=initialised_postgres)
     try:
         servers.start()
         for port in (servers.redis.port, servers.postgres.port):

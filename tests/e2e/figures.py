@@ -130,8 +130,8 @@ async def test_memory_and_writes(lab: Lab) -> None:
             status = job.get("status") or {}
             return is_true(job, "Suspended") or status.get("rows", {}).get("total") is not None
 
-        await client.first_seen(names, steady, since=version, within=180)
-    until(lambda: all(len(lab.ready_pods(f"working-{n}")) == 1 for n in range(WORKING)), within=90, what="workers")
+        await client.first_seen(names, steady, since=version)
+    until(lambda: all(len(lab.ready_pods(f"working-{n}")) == 1 for n in range(WORKING)), what="workers")
     await quiet(lab)
     told = await writes(lab, jobs=JOBS)
     print(

@@ -10,7 +10,7 @@ import subprocess
 import time
 from types import TracebackType
 
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 
 
 class Forwards:
@@ -29,7 +29,7 @@ class Forwards:
         for process in self._processes:
             process.terminate()
         for process in self._processes:
-            process.wait(10)
+            process.wait(60)
 
     def to(self, port: int) -> int:
         """Have `port` of the loopback on the node's address too; returns it."""

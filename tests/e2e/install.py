@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,10 @@ class Install:
         name = self.operator()["metadata"]["name"]
         return self.kubectl.api(f"/api/v1/namespaces/{SYSTEM}/pods/{name}:8080/proxy/metrics")
 
-    def logs(self, tail: int = 60) -> str:
+    def logs(self, tail: int = 60, *, since: datetime | None = None) -> str:
+        """The last lines of the operator's log, or all that came `since` then and were not more than `tail`."""
+        begin = [f"--since-time={since.isoformat(timespec='seconds')}"] if since is not None else []
         try:
-            return self.kubectl("logs", "-l", OPERATOR, f"--tail={tail}")
+            return self.kubectl("logs", "-l", OPERATOR, f"--tail={tail}", *begin)
         except AssertionError as error:
             return str(error)

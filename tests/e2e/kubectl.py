@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 POLL_SECONDS = 0.2
-CALL_SECONDS = 60.0
+PATIENCE_SECONDS = 240.0
+"""How long anything is waited for. A bound, no promise: a machine that is slow, or shared, fails no test. (A kubelet of
+1.20 alone keeps a pod that was deleted while it started for a minute, until its containers are collected.)"""
+CALL_SECONDS = 120.0
 
 Json = dict[str, Any]
 
@@ -38,17 +41,26 @@ class Kubectl:
     def within(self, namespace: str) -> Kubectl:
         return Kubectl(self.environ, namespace)
 
+    @property
+    def full_environ(self) -> dict[str, str]:
+        """This process's variables, with those that lead to the cluster."""
+        return {**os.environ, **self.environ}
+
     def run(self, *command: str, input: str | None = None, timeout: float = CALL_SECONDS) -> str:
         """Any command; returns its output. Raises CommandFailed."""
         done = subprocess.run(
-            command, input=input, capture_output=True, text=True, timeout=timeout, env={**os.environ, **self.environ}
+            command, input=input, capture_output=True, text=True, timeout=timeout, env=self.full_environ
         )
         if done.returncode:
             raise CommandFailed(command, done.returncode, done.stdout, done.stderr)
         return done.stdout
 
+    def command(self, *arguments: str) -> list[str]:
+        """A call of kubectl, for whoever runs it himself."""
+        return ["kubectl", "--namespace", self.namespace, *arguments]
+
     def __call__(self, *arguments: str, input: str | None = None, timeout: float = CALL_SECONDS) -> str:
-        return self.run("kubectl", "--namespace", self.namespace, *arguments, input=input, timeout=timeout)
+        return self.run(*self.command(*arguments), input=input, timeout=timeout)
 
     def apply(self, *documents: Mapping[str, Any]) -> None:
         listed = {"apiVersion": "v1", "kind": "List", "items": list(documents)}
@@ -68,7 +80,7 @@ class Kubectl:
         extra = [f"--subresource={subresource}"] if subresource else []
         self("patch", kind, name, "--type=merge", "-p", json.dumps(patch), *extra)
 
-    def delete(self, kind: str, name: str, *extra: str, timeout: float = 120.0) -> None:
+    def delete(self, kind: str, name: str, *extra: str, timeout: float = PATIENCE_SECONDS) -> None:
         self("delete", kind, name, "--ignore-not-found", *extra, timeout=timeout)
 
     def api(self, path: str) -> str:
@@ -76,16 +88,26 @@ class Kubectl:
 
 
 def until(
-    reached: Callable[[], Any], *, within: float = 60.0, saying: Callable[[], object] = lambda: "", what: str = ""
+    reached: Callable[[], Any],
+    *,
+    within: float = PATIENCE_SECONDS,
+    saying: Callable[[], object] = lambda: "",
+    what: str = "",
 ) -> Any:
-    """What `reached` returns once it is true; AssertionError with what `saying` tells after `within` seconds."""
+    """What `reached` returns once it is true; AssertionError with what `saying` tells after `within` seconds.
+
+    A command that fails has not seen it yet: the API server may be away for a moment.
+    """
     end = time.monotonic() + within
     while True:
-        found = reached()
-        if found:
-            return found
+        failed = ""
+        try:
+            if found := reached():
+                return found
+        except CommandFailed as error:
+            failed = f"{error}\n"
         if time.monotonic() > end:
-            raise AssertionError(f"waited {within:g} s in vain for {what or reached}: {saying()}")
+            raise AssertionError(f"waited {within:g} s in vain for {what or reached}: {failed}{saying()}")
         time.sleep(POLL_SECONDS)
 
 

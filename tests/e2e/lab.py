@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from rowmill.outcome import Outcome
 from rowmill_cli.export import export
 from tests.e2e.forward import Forwards
 from tests.e2e.install import Install
-from tests.e2e.kubectl import Json, Kubectl, condition, is_true, reason, until
+from tests.e2e.kubectl import PATIENCE_SECONDS, Json, Kubectl, condition, is_true, reason, until
 from tests.support.checker import check_history
 from tests.support.endpoint import Call, RemoteEndpoint, read_log
 from tests.support.history import History
@@ -25,6 +26,8 @@ from tests.support.s3 import s3_client
 from tests.support.servers import PrivateServers
 
 PODS = "app.kubernetes.io/name=rowmill-worker"
+ROW_SECONDS = 300
+"""`timeoutSeconds` of jobs: rows that a test holds do not end by themselves, however long the rest takes."""
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Lab:
                         "body": {"row": "{{ row.id }}"},
                     }
                 },
-                "timeoutSeconds": 10,
+                "timeoutSeconds": ROW_SECONDS,
                 "retry": {"maxAttempts": 5, "initialSeconds": 1, "maxSeconds": 2},
                 **spec,
             },
@@ -86,7 +89,7 @@ class Lab:
         found: Json = self.see(name).get("status") or {}
         return found
 
-    def until(self, reached: Callable[[Json], Any], name: str = "job", *, within: float = 90.0, what: str = "") -> Json:
+    def until(self, reached: Callable[[Json], Any], name: str = "job", *, what: str = "") -> Json:
         """Wait for a resource that has a status and of which `reached` is true; returns it."""
         seen: list[Json] = [{}]
 
@@ -94,18 +97,16 @@ class Lab:
             seen[0] = self.kubectl.get("batchjob", name) or {}
             return seen[0] if seen[0].get("status") and reached(seen[0]) else None
 
-        found: Json = until(
-            look, within=within, what=what, saying=lambda: f"{self.said(seen[0])}\n{self.install.logs(15)}"
-        )
+        found: Json = until(look, what=what, saying=lambda: f"{self.said(seen[0])}\n{self.install.logs(15)}")
         return found
 
-    def complete(self, name: str = "job", *, within: float = 120.0) -> Json:
+    def complete(self, name: str = "job") -> Json:
         """Wait for Complete; returns the resource."""
-        return self.until(lambda job: is_true(job, "Complete"), name, within=within, what="Complete")
+        return self.until(lambda job: is_true(job, "Complete"), name, what="Complete")
 
-    def told(self, why: str, name: str = "job", *, within: float = 60.0) -> Json:
+    def told(self, why: str, name: str = "job") -> Json:
         """Wait until the job tells this reason; returns the condition Ready."""
-        return condition(self.until(lambda job: reason(job) == why, name, within=within, what=why), "Ready")
+        return condition(self.until(lambda job: reason(job) == why, name, what=why), "Ready")
 
     @staticmethod
     def said(job: Json) -> str:
@@ -146,6 +147,17 @@ class Lab:
             return [outcome async for page in ledger.results(record) for outcome in page]
         finally:
             await ledger.close()
+
+    async def called(self, *, in_flight: int = 0, calls: int = 0, idle: bool = False) -> None:
+        """Wait until the endpoint has so many calls in flight, has had so many, or has none in flight."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                await self.endpoint.wait(in_flight=in_flight, calls=calls, idle=idle, timeout=30)
+                return
+            except TimeoutError:
+                if time.monotonic() > end:
+                    raise
 
     def calls(self) -> list[Call]:
         assert self.endpoint.log is not None

@@ -6,15 +6,12 @@ import asyncio
 from collections import Counter
 from functools import partial
 
-import pytest
-
 from tests.e2e.kubectl import is_true, until
 from tests.e2e.lab import Lab
 
 CRD = "batchjobs.rowmill.dev"
 
 
-@pytest.mark.timeout(300)
 async def test_removed_and_installed_again(lab: Lab) -> None:
     """One job had finished, one was at work. Applied again, the one is Complete at once, the other goes on."""
     rows, done_before = 40, 12
@@ -25,15 +22,17 @@ async def test_removed_and_installed_again(lab: Lab) -> None:
     source = {"rows": [{"id": 1000 + n} for n in range(1, rows + 1)]}
     open_ = lab.job("open", source=source, concurrency={"perWorker": 4}, workers={"maxReplicas": 1})
     lab.apply(open_)
-    await lab.endpoint.wait(calls=rows + done_before + 4, timeout=90)
+    await lab.called(calls=rows + done_before + 4)
     operator = lab.install.operator()["metadata"]["name"]
 
     lab.kubectl("delete", "crd", CRD, "--wait=false")
     until(lambda: not lab.pods("open"), what="its worker on the way out", saying=lab.install.logs)
-    await lab.endpoint.play({"default": {"latency": 0.3}})
+    # What its worker still takes before it hears that it is to go is few, however late that is.
+    await lab.endpoint.play({"default": {"latency": 10}})
     await lab.endpoint.release()
-    until(lambda: lab.kubectl.get("crd", CRD) is None, within=90, what="no definition", saying=lab.install.logs)
-    until(lambda: not lab.all_pods("open"), within=60, what="no pods")
+    until(lambda: lab.kubectl.get("crd", CRD) is None, what="no definition", saying=lab.install.logs)
+    until(lambda: not lab.all_pods("open"), what="no pods")
+    await lab.endpoint.play({})
     called = len(lab.calls())
     assert rows + done_before + 4 <= called < 2 * rows, "the job was to be cut off in its middle"
     kept = await lab.outcomes("open")
@@ -60,15 +59,14 @@ async def test_removed_and_installed_again(lab: Lab) -> None:
     assert [twice[str(n)] for n in range(1, rows + 1)] == [2] * rows
 
 
-@pytest.mark.timeout(240)
 async def test_the_way_out_without_an_operator(lab: Lab) -> None:
     """A job waits for the operator to clear it away; where that is gone for good, taking the finalizer off does."""
     await lab.endpoint.hold()
     lab.apply(lab.job(rows=4, workers={"maxReplicas": 1}))
-    await lab.endpoint.wait(in_flight=1, timeout=90)
+    await lab.called(in_flight=1)
     lab.install.scale_operator(0)
     try:
-        until(lambda: not lab.install.kubectl.list("pods", selector="app.kubernetes.io/component=operator"), within=90)
+        until(lambda: not lab.install.kubectl.list("pods", selector="app.kubernetes.io/component=operator"))
         lab.kubectl("delete", "batchjob", "job", "--wait=false")
         seen = lab.see()
         assert seen["metadata"]["deletionTimestamp"]
@@ -76,9 +74,9 @@ async def test_the_way_out_without_an_operator(lab: Lab) -> None:
         lab.kubectl("patch", "batchjob", "job", "--type=merge", "--patch", '{"metadata":{"finalizers":null}}')
         until(lambda: lab.kubectl.get("batchjob", "job") is None, what="no job")
         # What belongs to it goes with it, though nobody of ours is there.
-        until(lambda: lab.kubectl.get("deployment", "job-workers") is None, within=60, what="no Deployment")
+        until(lambda: lab.kubectl.get("deployment", "job-workers") is None, what="no Deployment")
         await lab.endpoint.release()
-        until(lambda: not lab.all_pods(), within=60, what="no pods")
+        until(lambda: not lab.all_pods(), what="no pods")
         for kind in ("secrets", "configmaps", "networkpolicies"):
             until(partial(none_left, lab, kind), what=f"no {kind}")
     finally:

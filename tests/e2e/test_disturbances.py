@@ -46,13 +46,12 @@ def restart_postgres(lab: Lab) -> None:
 
 
 def restart_the_api_server(lab: Lab) -> None:
-    subprocess.run([CLUSTER, "restart", "apiserver", "--kill"], check=True, capture_output=True, timeout=120)
+    subprocess.run([CLUSTER, "restart", "apiserver", "--kill"], check=True, capture_output=True, timeout=240)
 
 
 IN_FLIGHT = SLOTS * WORKERS
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("disturb", "paid_twice"),
     [
@@ -76,18 +75,17 @@ async def test_disturbed(lab: Lab, disturb: Callable[[Lab], None], paid_twice: i
             workers={"maxReplicas": WORKERS, "rowsPerWorker": 10},
         )
     )
-    until(lambda: len(lab.ready_pods()) == WORKERS, within=90, what="two workers", saying=lambda: lab.said(lab.see()))
+    until(lambda: len(lab.ready_pods()) == WORKERS, what="two workers", saying=lambda: lab.said(lab.see()))
     await lab.endpoint.release()
-    await lab.endpoint.wait(calls=100)
+    await lab.called(calls=100)
     disturb(lab)
-    done = lab.complete(within=200)
+    done = lab.complete()
     assert done["status"]["rows"]["succeeded"] == ROWS, done["status"]
     assert len(lab.calls()) > 100
     history = await lab.history(table)
     history.assert_clean(allowed_duplicates=paid_twice, allowed_overlaps=paid_twice)
 
 
-@pytest.mark.timeout(300)
 async def test_workers_go_on_without_an_operator(lab: Lab) -> None:
     """Everything that was fed is done while there is no operator; the next one finds it so."""
     rows = 300
@@ -100,14 +98,14 @@ async def test_workers_go_on_without_an_operator(lab: Lab) -> None:
             workers={"maxReplicas": 1},
         )
     )
-    await lab.endpoint.wait(in_flight=SLOTS, timeout=90)
+    await lab.called(in_flight=SLOTS)
     lab.until(lambda seen: seen["status"]["rows"].get("total") == rows, what="everything fed")
     lab.install.scale_operator(0)
     try:
-        until(lambda: not lab.install.kubectl.list("pods", selector="app.kubernetes.io/component=operator"), within=90)
+        until(lambda: not lab.install.kubectl.list("pods", selector="app.kubernetes.io/component=operator"))
         await lab.endpoint.play({"default": "ok"})
         await lab.endpoint.release()
-        await lab.endpoint.wait(calls=rows, idle=True, timeout=60)
+        await lab.called(calls=rows, idle=True)
         assert lab.status()["rows"]["succeeded"] < rows, "somebody told the status"
     finally:
         lab.install.scale_operator(1)

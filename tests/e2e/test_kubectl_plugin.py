@@ -13,24 +13,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from rowmill_cli.kubectl.reader_pod import APP
-from tests.e2e.kubectl import is_true, until
+from tests.e2e.kubectl import PATIENCE_SECONDS, is_true, until
 from tests.e2e.lab import Lab
 
 ROOT = Path(__file__).parents[2]
 READERS = f"app.kubernetes.io/name={APP}"
 
 
-def plugin(lab: Lab, *arguments: str, user: str = "bob", timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+def plugin(lab: Lab, *arguments: str, user: str = "bob") -> subprocess.CompletedProcess[str]:
     """`kubectl rowmill …`, as a user, through kubectl itself."""
     return subprocess.run(
         ["kubectl", "rowmill", *arguments, "-n", lab.kubectl.namespace, "--as", user],
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=PATIENCE_SECONDS,
         env=environ(lab),
     )
 
@@ -58,20 +57,19 @@ def grant(lab: Lab, user: str = "bob") -> dict[str, Any]:
 
 
 def no_readers(lab: Lab) -> bool:
-    return bool(until(lambda: lab.kubectl.list("pods", selector=READERS) == [], within=60, what="no reader"))
+    return bool(until(lambda: lab.kubectl.list("pods", selector=READERS) == [], what="no reader"))
 
 
 def interrupted(lab: Lab) -> int:
     """Press Ctrl-C as soon as the reader's pod is there; the exit code."""
-    until(lambda: not lab.kubectl.list("pods", selector=READERS), within=60, what="the last reader's end")
+    until(lambda: not lab.kubectl.list("pods", selector=READERS), what="the last reader's end")
     command = ["kubectl", "rowmill", "results", "job", "-n", lab.kubectl.namespace]
     reader = subprocess.Popen(command, env=environ(lab), stdout=subprocess.DEVNULL, start_new_session=True)
-    until(lambda: lab.kubectl.list("pods", selector=READERS), within=60, what="a reader")
+    until(lambda: lab.kubectl.list("pods", selector=READERS), what="a reader")
     os.killpg(reader.pid, signal.SIGINT)
-    return reader.wait(60)
+    return reader.wait(PATIENCE_SECONDS)
 
 
-@pytest.mark.timeout(300)
 async def test_status_results_retry(lab: Lab) -> None:
     rows, bad = 60, [3, 14]
     await lab.endpoint.play({"rows": {str(n): [400] for n in bad}})
@@ -100,7 +98,6 @@ async def test_status_results_retry(lab: Lab) -> None:
     assert lab.kubectl.get("batchjob", "job")["spec"]["retryGeneration"] == 1  # type: ignore[index]
 
 
-@pytest.mark.timeout(300)
 async def test_suspend_resume_and_an_interrupted_reader(lab: Lab) -> None:
     rows = 2000
     await lab.endpoint.play({"default": {"latency": 0.05}})
@@ -125,7 +122,6 @@ async def test_suspend_resume_and_an_interrupted_reader(lab: Lab) -> None:
     assert len(await lab.outcomes()) == rows
 
 
-@pytest.mark.timeout(120)
 async def test_who_has_no_rights_is_told_which(lab: Lab) -> None:
     told = plugin(lab, "status", "job", user="alice")
     assert told.returncode == 2

@@ -1,22 +1,24 @@
 """Submission is instant, whatever runs; what goes wrong in the background is told there, and can be followed.
 
-The times that are promised (a first word within 1 s, the loop's lag under 100 ms at p99) are measured and printed. They
-are promised of a machine that has a core to spare; the cluster, its workers, the stores and this suite may share two
-cores here, so that what fails a test is `CROWDED` times as much. What it guards against is of another size: a
-submission that waits for work, or a loop that reads a source itself, takes as long as the work does.
+The times that are promised (a first word within 1 s, the loop's lag under 100 ms at p99) are promised of a machine that
+has a core to spare; the cluster, its workers, the stores and this suite may share two cores here. So a peer that has no
+other work does the same in the same run: a loop that is only probed, in the operator's container, and ConfigMaps that
+are patched as soon as they are seen. A test fails where the promise is broken and the peer was `OVER_PEER` times as
+fast. What it guards against is of another size: a submission that waits for work, or a loop that reads a source
+itself, takes as long as the work does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
+import os
 import time
 
-import pytest
 import redis
 
 from rowmill.spec.naming import SIMULATED
+from tests.e2e.bare_loop import bare_loop, quantile
 from tests.e2e.client import connected, noticed
 from tests.e2e.conftest import Web
 from tests.e2e.install import SYSTEM
@@ -26,11 +28,12 @@ from tests.e2e.metrics import Metrics
 
 FIRST_WORD_SECONDS = 1.0
 LAG_SECONDS = 0.1
-CROWDED = 5
+OVER_PEER = 5
 
 MILLION = 1_000_000
 WINDOW_ROWS = 20_000
 PUSHES = 5
+AT_ONCE = 10
 THREADS = 4
 """`operator.threads` of the chart: for each of reading, fetching and uploading."""
 
@@ -38,7 +41,6 @@ NOBODY = {"scaling": "External", "replicas": 0}
 """Workers of a job that is fed as far as its window goes, while nobody works on it."""
 
 
-@pytest.mark.timeout(240)
 async def test_ten_jobs_while_a_million_rows_are_fed(lab: Lab, web: Web) -> None:
     """All of them get an answer at once, again and again, while rows go into the window as fast as they leave it."""
     big = lab.job(
@@ -51,44 +53,49 @@ async def test_ten_jobs_while_a_million_rows_are_fed(lab: Lab, web: Web) -> None
     lab.apply(big)
     lab.until(lambda job: job["status"]["rows"]["succeeded"] > 0, "million", what="rows that are fed and done")
 
-    before = Metrics(lab.install.metrics())
     waits: list[float] = []
+    echoes: list[float] = []
     name, over = lab.install.operator()["metadata"]["name"], asyncio.Event()
     async with connected(lab.kubectl) as client:
-        probing = asyncio.create_task(
-            client.pinged(f"/api/v1/namespaces/{SYSTEM}/pods/{name}:8080/proxy/healthz", over)
-        )
-        for push in range(PUSHES):
-            jobs = [lab.job(f"small-{push}-{n}", rows=1, workers=NOBODY) for n in range(10)]
-            waits += (await client.answered_in(jobs)).values()
-        over.set()
-        pings = sorted(await probing)
-    after = Metrics(lab.install.metrics())
+        await client.echoed_in(["first"])  # the client's own modules come with its first call
+        with bare_loop(lab.install) as bare:
+            before = Metrics(lab.install.metrics())
+            pod = f"/api/v1/namespaces/{SYSTEM}/pods/{name}"
+            probing = [asyncio.create_task(client.pinged(path, over)) for path in (f"{pod}:8080/proxy/healthz", pod)]
+            for push in range(PUSHES):
+                jobs = [lab.job(f"small-{push}-{n}", rows=1, workers=NOBODY) for n in range(AT_ONCE)]
+                answered, echoed = await asyncio.gather(
+                    client.answered_in(jobs), client.echoed_in(f"echo-{push}-{n}" for n in range(AT_ONCE))
+                )
+                waits += answered.values()
+                echoes += echoed
+            over.set()
+            pings, gets = await asyncio.gather(*probing)
+            after = Metrics(lab.install.metrics())
 
     fed = after.total("rowmill_engine_rows_fed_total") - before.total("rowmill_engine_rows_fed_total")
     lag = after.histogram("rowmill_operator_loop_lag_seconds").since(
         before.histogram("rowmill_operator_loop_lag_seconds")
     )
     print(
-        f"\n{len(waits)} first words, each after its POST was answered: worst {max(waits) * 1000:.0f} ms, "
-        f"median {sorted(waits)[len(waits) // 2] * 1000:.0f} ms; rows fed meanwhile: {fed:,.0f}; the loop's lag in "
-        f"{lag.count} probes: p99 at most {lag.quantile(0.99) * 1000:g} ms, median {lag.quantile(0.5) * 1000:g} ms; "
-        f"/healthz through the API server, {len(pings)} times: p99 {p99(pings) * 1000:.0f} ms, median "
-        f"{pings[len(pings) // 2] * 1000:.0f} ms"
+        f"\nload {os.getloadavg()[0]:.1f}; rows fed meanwhile: {fed:,.0f}\n"
+        f"first words, each after its POST was answered: {told(waits)}; of bare echoes: {told(echoes)}\n"
+        f"the loop's lag in {lag.count} probes: p50 at most {lag.quantile(0.5) * 1000:g} ms, p99 at most "
+        f"{lag.quantile(0.99) * 1000:g} ms, worst at most {lag.quantile(1) * 1000:g} ms; of a bare loop: {told(bare)}\n"
+        f"/healthz through the API server: {told(pings)}; a look at the pod: {told(gets)}"
     )
     million = lab.see("million")
     assert not is_true(million, "Complete"), "the million was over before the small jobs came"
     assert fed > 0, "nothing was fed while the small jobs came"
-    assert max(waits) < CROWDED * FIRST_WORD_SECONDS, waits
+    assert max(waits) <= max(FIRST_WORD_SECONDS, OVER_PEER * max(echoes)), waits
     assert lag.count >= 10
-    assert lag.quantile(0.99) <= CROWDED * LAG_SECONDS
-    assert p99(pings) < CROWDED * FIRST_WORD_SECONDS
+    assert lag.quantile(0.99) <= max(LAG_SECONDS, OVER_PEER * quantile(bare, 0.99))
+    assert max(pings) <= max(FIRST_WORD_SECONDS, OVER_PEER * max(gets + echoes))
     window = rows_in_redis(lab, (await lab.record("million", f"1{SIMULATED}")).token)
     assert 0 < window <= WINDOW_ROWS
     lab.kubectl.delete("batchjob", "million", "--wait=false")
 
 
-@pytest.mark.timeout(240)
 async def test_fifty_jobs_at_once(lab: Lab, web: Web) -> None:
     """All are answered and fed, by no more threads than one needs, and those that may work do."""
     rows, working = 2_000, 3
@@ -101,27 +108,27 @@ async def test_fifty_jobs_at_once(lab: Lab, web: Web) -> None:
     async with connected(lab.kubectl) as client:
         _, version = await client.listed()
         names = [f"job-{n}" for n in range(50)]
-        waits = await client.answered_in(map(job, range(50)))
+        waits, echoes = await asyncio.gather(
+            client.answered_in(map(job, range(50))), client.echoed_in(f"echo-{n}" for n in range(50))
+        )
         most = threads_of(lab)
         await client.first_seen(
             names, lambda seen: (seen.get("status") or {}).get("rows", {}).get("total") == rows,
-            since=version, within=120,
+            since=version,
         )  # fmt: skip
         most = max(most, threads_of(lab))
         # The total is known before everything is fed, and counts are told a few seconds later.
         await client.first_seen(
             names[working:], lambda seen: (seen.get("status") or {}).get("rows", {}).get("queued") == rows,
-            since=version, within=120,
+            since=version,
         )  # fmt: skip
-        done = await client.first_seen(
-            names[:working], lambda seen: is_true(seen, "Complete"), since=version, within=120
-        )
+        done = await client.first_seen(names[:working], lambda seen: is_true(seen, "Complete"), since=version)
         listed, _ = await client.listed()
     print(
-        f"\n50 first words, worst {max(waits.values()) * 1000:.0f} ms; the operator is one process with at most {most} "
-        "threads"
+        f"\nfirst words: {told(list(waits.values()))}; of bare echoes: {told(echoes)}; the operator is one process "
+        f"with at most {most} threads"
     )
-    assert max(waits.values()) < CROWDED * FIRST_WORD_SECONDS
+    assert max(waits.values()) <= max(FIRST_WORD_SECONDS, OVER_PEER * max(echoes))
     # Three pools, the loop, its resolver's pool, and what libraries start: 20 are seen.
     assert most <= 3 * THREADS + 16, "threads grow with the number of jobs"
     assert all(seen["status"]["rows"]["succeeded"] == rows for _, seen in done.values())
@@ -132,8 +139,11 @@ async def test_fifty_jobs_at_once(lab: Lab, web: Web) -> None:
     assert len(called) == working * rows
 
 
-def p99(ascending: list[float]) -> float:
-    return ascending[math.ceil(0.99 * len(ascending)) - 1]
+def told(times: list[float]) -> str:
+    """Of so many, median, 99th percentile and worst."""
+    ascending = sorted(times)
+    p50, p99, worst = (f"{quantile(ascending, share) * 1000:.1f}" for share in (0.5, 0.99, 1))
+    return f"{len(times)} times, p50 {p50} ms, p99 {p99} ms, worst {worst} ms"
 
 
 def rows_in_redis(lab: Lab, token: str) -> int:
@@ -153,7 +163,6 @@ def threads_of(lab: Lab) -> int:
     return int(threads)
 
 
-@pytest.mark.timeout(240)
 async def test_one_row_is_followed_by_one_grep(lab: Lab) -> None:
     """A failed row's id is in the logs of operator, worker and endpoint; the job's in every line. Logs stay small."""
     rows, failing = 2_000, 777
@@ -166,8 +175,10 @@ async def test_one_row_is_followed_by_one_grep(lab: Lab) -> None:
         )
     )
     # The last row is held, so that the worker and its log are still there.
-    seen = lab.until(lambda job: job["status"]["rows"]["failed"] == 1 and job["status"]["errors"], what="a failed row")
-    await lab.endpoint.wait(calls=rows + 1, timeout=60)
+    seen = lab.until(
+        lambda job: job["status"]["rows"]["failed"] == 1 and job["status"].get("errors"), what="a failed row"
+    )
+    await lab.called(calls=rows + 1)
     (pod,) = lab.pods()
     worker = lab.kubectl("logs", pod["metadata"]["name"])
     operator = lab.install.logs(5000)
@@ -196,9 +207,8 @@ async def test_one_row_is_followed_by_one_grep(lab: Lab) -> None:
     assert len(worker.splitlines()) + len(mine) < 30, "a log that grows with the rows"
 
 
-@pytest.mark.timeout(240)
 async def test_a_failure_in_the_background_is_told_in_the_background(lab: Lab) -> None:
-    """An endpoint that is down: the submission succeeds; the job's condition, event and metric say what happened."""
+    """An endpoint that is down: the submission succeeds; condition, event, metric and webhook say what happened."""
     rows = 30
     down = {"http": {"url": f"http://{lab.forwards.address}:9/", "method": "POST", "body": {"row": "{{ row.id }}"}}}
     job = lab.job(
@@ -206,15 +216,17 @@ async def test_a_failure_in_the_background_is_told_in_the_background(lab: Lab) -
         executor=down,
         retry={"maxAttempts": 2, "initialSeconds": 0, "maxSeconds": 0},
         failurePolicy={"maxFailedPercent": 10, "minProcessedRows": 10},
+        notify={"url": lab.forwards.there(lab.endpoint.url)},
     )
     async with connected(lab.kubectl) as client:
         began = time.monotonic()
         created = await client.create(job)
         took = time.monotonic() - began
+        echoes = await client.echoed_in(["echo"])
     assert created["metadata"]["generation"] == 1
     assert "status" not in created
-    assert took < CROWDED * FIRST_WORD_SECONDS
-    failed = lab.until(lambda seen: is_true(seen, "Failed"), what="Failed", within=120)
+    assert took <= max(FIRST_WORD_SECONDS, OVER_PEER * max(echoes))
+    failed = lab.until(lambda seen: is_true(seen, "Failed"), what="Failed")
     told = condition(failed, "Failed")
     assert told["reason"] == "FailurePolicyExceeded"
     assert "failurePolicy.maxFailedPercent" in told["message"], told
@@ -232,3 +244,8 @@ async def test_a_failure_in_the_background_is_told_in_the_background(lab: Lab) -
     mine = {"namespace": lab.kubectl.namespace, "name": "job"}
     assert metrics.total("rowmill_job_rows", **mine, state="failed") == failed["status"]["rows"]["failed"] > 0
     assert metrics.total("rowmill_job_phase", **mine, phase="Failed") == 1
+    await lab.called(calls=1)
+    (call,) = lab.calls()
+    assert call.request_id == f"{lab.kubectl.namespace}/job/1#Failed.0"
+    assert call.key is not None
+    assert call.key.endswith("-0-failed-1")

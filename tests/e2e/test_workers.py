@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 
-import pytest
-
 from tests.e2e.kubectl import Kubectl, condition, is_true, until
 from tests.e2e.lab import Lab
 
 GPU = "example.com/gpu"
 
 
-@pytest.mark.timeout(300)
 async def test_from_zero_to_many_and_back(lab: Lab) -> None:
     """A backlog brings workers, its end takes them away; one late row wakes one worker."""
     rows = 60
@@ -22,18 +19,18 @@ async def test_from_zero_to_many_and_back(lab: Lab) -> None:
         workers={"maxReplicas": 3, "rowsPerWorker": 20},
     )
     lab.apply(job)
-    until(lambda: len(lab.ready_pods()) == 3, within=90, what="three workers", saying=lambda: lab.said(lab.see()))
+    until(lambda: len(lab.ready_pods()) == 3, what="three workers", saying=lambda: lab.said(lab.see()))
     told = lab.until(lambda seen: seen["status"]["workers"]["ready"] == 3, what="three workers in the status")
     assert told["status"]["workers"]["desired"] == 3
     await lab.endpoint.release()
     lab.complete()
-    until(lambda: not lab.all_pods(), within=60, what="no pods")
+    until(lambda: not lab.all_pods(), what="no pods")
     assert len(lab.calls()) == rows
 
     await lab.endpoint.hold()
     lab.kubectl.patch("batchjob", "job", {"spec": {"source": {"limit": rows + 1}}})
-    until(lambda: len(lab.ready_pods()) == 1, within=60, what="one worker")
-    await lab.endpoint.wait(in_flight=1)
+    until(lambda: len(lab.ready_pods()) == 1, what="one worker")
+    await lab.called(in_flight=1)
     assert len(lab.all_pods()) == 1, "one row needs one worker"
     await lab.endpoint.release()
     done = lab.until(lambda seen: is_true(seen, "Complete") and seen["status"]["rows"]["total"] == rows + 1)
@@ -41,7 +38,6 @@ async def test_from_zero_to_many_and_back(lab: Lab) -> None:
     assert len(lab.calls()) == rows + 1
 
 
-@pytest.mark.timeout(300)
 async def test_fewer_workers_lose_no_work(lab: Lab) -> None:
     """Whichever pods go: what they run is finished and recorded, what they hold is handed back, nothing runs twice."""
     rows = 400
@@ -53,10 +49,10 @@ async def test_fewer_workers_lose_no_work(lab: Lab) -> None:
         workers={"maxReplicas": 3, "rowsPerWorker": 10},
     )
     lab.apply(job)
-    until(lambda: len(lab.ready_pods()) == 3, within=90, what="three workers")
-    await lab.endpoint.wait(in_flight=12)
+    until(lambda: len(lab.ready_pods()) == 3, what="three workers")
+    await lab.called(in_flight=12)
     lab.kubectl.patch("batchjob", "job", {"spec": {"workers": {"maxReplicas": 1}}})
-    until(lambda: len(lab.pods()) == 1, within=60, what="two pods on their way out")
+    until(lambda: len(lab.pods()) == 1, what="two pods on their way out")
     await lab.endpoint.play({"default": {"latency": 0.01}})
     await lab.endpoint.release()
     done = lab.complete()
@@ -64,14 +60,13 @@ async def test_fewer_workers_lose_no_work(lab: Lab) -> None:
     (await lab.history(table)).assert_clean(allowed_duplicates=0)
 
 
-@pytest.mark.timeout(300)
 async def test_somebody_else_owns_the_number(lab: Lab) -> None:
     """`scaling: External`: what the scale subresource says, and nobody who fights it."""
     await lab.endpoint.hold()
     lab.apply(lab.job(rows=200, workers={"scaling": "External", "replicas": 1, "rowsPerWorker": 10}))
-    until(lambda: len(lab.ready_pods()) == 1, within=60, what="one worker")
+    until(lambda: len(lab.ready_pods()) == 1, what="one worker")
     lab.kubectl("scale", "batchjob", "job", "--replicas=2")
-    until(lambda: len(lab.ready_pods()) == 2, within=60, what="two workers")
+    until(lambda: len(lab.ready_pods()) == 2, what="two workers")
     seen = lab.until(lambda seen: seen["status"]["workers"]["ready"] == 2)
     assert seen["status"]["observedGeneration"] == seen["metadata"]["generation"]
     scale = json.loads(
@@ -82,10 +77,9 @@ async def test_somebody_else_owns_the_number(lab: Lab) -> None:
     assert len(counted) == 2
     await lab.endpoint.release()
     lab.complete()
-    until(lambda: not lab.all_pods(), within=60, what="no pods")
+    until(lambda: not lab.all_pods(), what="no pods")
 
 
-@pytest.mark.timeout(300)
 async def test_a_gpu_job_lands_on_a_gpu_node(lab: Lab) -> None:
     """Without such a node its condition says why; once a node has the label and the resource it lands there."""
     cluster = lab.kubectl
@@ -112,7 +106,6 @@ def give_gpus(cluster: Kubectl, node: str, count: int | None) -> None:
     )
 
 
-@pytest.mark.timeout(300)
 async def test_a_worker_can_do_nothing_but_its_job(lab: Lab) -> None:
     """No token, no way to act on the API server, no secret that its job does not name, nothing to write to."""
     await lab.endpoint.hold()
@@ -123,7 +116,7 @@ async def test_a_worker_can_do_nothing_but_its_job(lab: Lab) -> None:
         {"name": "Authorization", "valueFrom": {"secretKeyRef": {"name": "named", "key": "token"}}}
     ]
     lab.apply(job)
-    (pod,) = until(lab.ready_pods, within=60, what="a worker")
+    (pod,) = until(lab.ready_pods, what="a worker")
     name, spec = pod["metadata"]["name"], pod["spec"]
 
     def inside(program: str) -> str:

@@ -53,6 +53,6 @@ async def test_an_unknown_figure_is_named() -> None:
     bench = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench", "sped"), cwd=ROOT, stderr=asyncio.subprocess.PIPE
     )
-    _, said = await asyncio.wait_for(bench.communicate(), 30)
+    _, said = await asyncio.wait_for(bench.communicate(), 60)
     assert bench.returncode == 2
     assert b"there is no figure sped; there are noop_rows, row_overhead, executor_overhead, feed, outcomes" in said

@@ -235,7 +235,7 @@ async def interrupt(process: asyncio.subprocess.Process, number: signal.Signals)
     """Interrupt a run, and wait until its workers have been told."""
     process.send_signal(number)
     assert process.stderr is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while b"rows in flight may finish" not in await process.stderr.readline():
             pass
 
@@ -286,7 +286,7 @@ async def until_recorded(desk: Desk, count: int) -> None:
     password = (data / "rowmill.password").read_text()
     ledger = await Ledger.connect(f"postgresql://rowmill:{password}@127.0.0.1:{port}/postgres")
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             recorded = -1
             while recorded < count:
                 record = await ledger.find_run(RunIdentity("local", "support", "triage", "1"))
@@ -359,7 +359,7 @@ async def test_servers_that_end_are_started_again(desk: Desk) -> None:
     for server in servers:
         server.kill()
     assert process.stderr is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while b"Postgres had ended; it was started again" not in await process.stderr.readline():
             pass
     desk.endpoint.release()
@@ -410,3 +410,29 @@ async def test_a_reader_that_has_had_enough_is_no_error(quick: Desk) -> None:
     os.close(writing)
     _, err = await asyncio.wait_for(process.communicate(), SECONDS)
     assert (process.returncode, err) == (0, b"")
+
+
+async def test_results_are_dropped_when_their_retention_is_over(quick: Desk, postgres_dsn: str) -> None:
+    quick.write(4, resultsRetentionSeconds=3600)
+    quick.endpoint.play(Plan(rows={"T-2": [Behaviour("ok", status=400)]}))
+    assert (await quick.run("--quiet")).code == 0
+    calls, written = quick.calls(), (quick.state / "results.jsonl").read_text()
+    ledger = await Ledger.connect(postgres_dsn)
+    try:
+        async with ledger.pool.connection() as c:
+            await c.execute("update rowmill.runs set finished_at = finished_at - interval '3601 seconds'")
+    finally:
+        await ledger.close()
+    retry = await quick.rowmill("retry", "--state", quick.state)
+    assert "spec.resultsRetentionSeconds have passed" in retry.err
+    for refused in (retry, await quick.rowmill("results", "--state", quick.state)):
+        assert refused.code == 2
+        assert "the results of this run were dropped on" in refused.err
+        assert "change spec.runId to run again" in refused.err
+    said = await quick.run("--quiet")
+    assert said.code == 0, "a retry that was refused is not asked for again"
+    assert "Complete: support/triage, run 1" in said.out
+    assert "The results were dropped on" in said.out
+    assert "rowmill retry" not in said.out
+    assert (quick.state / "results.jsonl").read_text() == written, "what was written stays"
+    assert quick.calls() == calls

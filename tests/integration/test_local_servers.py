@@ -73,7 +73,7 @@ def wait_until_ended(*processes: psutil.Process, seconds: float = 15.0) -> None:
 
 def query(dsn: str, statement: str) -> object:
     async def work() -> object:
-        connection = await asyncpg.connect(dsn, timeout=20)
+        connection = await asyncpg.connect(dsn, timeout=60)
         try:
             return await connection.fetchval(statement)
         finally:
@@ -154,7 +154,7 @@ def test_what_was_committed_is_there_after_everything_was_killed(tmp_path: Path)
 
 async def test_a_draining_worker_may_still_commit_after_the_command_was_killed(tmp_path: Path) -> None:
     with holder(tmp_path) as (process, _, dsn, servers):
-        connection = await asyncpg.connect(dsn, timeout=20)
+        connection = await asyncpg.connect(dsn, timeout=60)
         await connection.execute("CREATE TABLE t (x int)")
         process.kill()
         wait_until_ended(servers[0])
@@ -162,7 +162,7 @@ async def test_a_draining_worker_may_still_commit_after_the_command_was_killed(t
         await connection.close(timeout=10)
         wait_until_ended(servers[1])
     with LocalServers(tmp_path, environ={}, durable_init=False) as endpoints:
-        again = await asyncpg.connect(endpoints.postgres_dsn, timeout=20)
+        again = await asyncpg.connect(endpoints.postgres_dsn, timeout=60)
         assert await again.fetchval("SELECT x FROM t") == 1
         await again.close(timeout=10)
 

@@ -25,7 +25,7 @@ async def test_an_error_that_holds_the_secret_is_logged_without_it(
         http = {"url": endpoint.url, "method": "POST", "headers": headers, "body": {"row": "{{ row.id }}"}}
         rig.job(executor={"http": http}, retry={"maxAttempts": 1})
         await rig.start_engine()
-        worker = await rig._start("leaky", "tests.support.leaky_worker", str(rig.job_file))
+        worker = await rig._start("leaky", "leaky", str(rig.job_file))
         status = await rig.complete()
         assert status["failed"] == 3
         assert await worker.logged("the executor failed")

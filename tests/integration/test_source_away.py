@@ -61,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(BODY[start:end])
         self.wfile.flush()
         if tables.stalls:
-            tables.stall.wait(20)
+            tables.stall.wait(60)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -114,12 +114,12 @@ async def test_what_waiting_does_not_mend_ends_it(rig: Rig, tables: Tables) -> N
 async def test_an_engine_that_waits_for_its_source_stops_when_told(
     rig: Rig, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "PLACE_RETRY_SECONDS", (60.0, 60.0))
+    monkeypatch.setattr(engine_module, "PLACE_RETRY_SECONDS", (600.0, 600.0))
     tables.statuses = [503] * 100
     async with EngineHere(rig) as engine:
         await engine.until(lambda s: s.message.startswith("waiting for the source"))
         engine.stop()
-        assert (await engine.ended(within=10)).phase is Phase.PENDING
+        assert (await engine.ended(within=90)).phase is Phase.PENDING
     assert len(tables.ranges) == 1
 
 
@@ -129,7 +129,7 @@ async def test_an_engine_whose_source_hangs_stops_when_told(rig: Rig, tables: Ta
     async with EngineHere(rig) as engine:
         await eventually(lambda: bool(tables.ranges))
         engine.stop()
-        await engine.ended(within=10)
+        await engine.ended(within=25)
     tables.stall.set()
     await eventually(lambda: not any("source" in thread.name for thread in threading.enumerate()))
 

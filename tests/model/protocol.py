@@ -4,7 +4,7 @@
 broken; the tests beside it take out one guard at a time and see that happen. What is not written here (payloads,
 shards, failed attempts, poison, time) does not change which row is run, recorded or lost.
 
-A state is a flat tuple of small integers; the constants below are offsets into it:
+A state is a string of small integers, a byte each; the constants below are offsets into it:
 
 * Postgres: an outcome a row, the run's epoch, Complete, the row locks, who leads. A lock belongs to a session.
 * Redis: the epoch key, the stream's last id, and each row's entry: absent, unread, scheduled, or pending with a
@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-State = tuple[int, ...]
+State = bytes
 ROWS, WORKERS, ENGINES = (0, 1), (0, 1), (0, 1)
 
 # Postgres. Outcome, lock and leader: 0, or 1 + the worker or engine whose it is.
@@ -40,7 +40,7 @@ NONE, READ, LOCKED, CLEARED, CALLING, KNOWN, ACKING, HANDBACK, PEEKED, OVERTAKEN
 # An engine: not leading; needs a new epoch; has it in the ledger; feeds; saw the window empty; cleans up. Then mutants.
 IDLE, STALE, BUMPED, FEEDING, DRAINED, PURGING, COUNTED, SUSPECTING = range(8)
 LONG_AGO = 3  # an outcome
-NOTHING = (0, 0, ABSENT, ABSENT)
+NOTHING = bytes((0, 0, ABSENT, ABSENT))
 
 Mutants = tuple[str, ...]
 """Guards taken out: no-gap-check, no-sweeper, no-fence, no-held-table, no-own-pending, ack-before-commit,
@@ -69,15 +69,15 @@ def initial(faults: int, rows: int) -> State:
     s[OUTCOME + 1] = 0 if rows == 2 else LONG_AGO
     s[SESSION : SESSION + 2] = s[CALLS_LEFT : CALLS_LEFT + 2] = [1, 1]
     s[FAULTS] = s[ALL_FAULTS] = faults
-    return tuple(s)
+    return bytes(s)
 
 
 def but(s: State, *changes: int) -> State:
     """The state with some cells changed: `but(s, OFFSET, value, OFFSET, value, …)`."""
-    n = list(s)
+    n = bytearray(s)
     for i in range(0, len(changes), 2):
         n[changes[i]] = changes[i + 1]
-    return tuple(n)
+    return bytes(n)
 
 
 def all_recorded(s: State) -> bool:
@@ -106,10 +106,10 @@ def canonical(s: State) -> State:
     oldest = min(s[cell] for cell in EPOCHS if s[cell])
     if oldest == 1:
         return s
-    n = list(s)
+    n = bytearray(s)
     for cell in EPOCHS:
         n[cell] -= oldest - 1 if n[cell] else 0
-    return tuple(n)
+    return bytes(n)
 
 
 def worker_steps(s: State, w: int, mutants: Mutants) -> Iterator[Step]:
@@ -272,17 +272,17 @@ def opened(s: State, epoch: int) -> State:
     """The window of a new epoch. Repeated, or with a number that a failover made free again, it changes nothing."""
     if s[REDIS] == epoch:
         return s
-    n = list(but(s, REDIS, epoch, LAST, 0, ENTRY, ABSENT, ENTRY + 1, ABSENT))
+    n = bytearray(but(s, REDIS, epoch, LAST, 0, ENTRY, ABSENT, ENTRY + 1, ABSENT))
     for cell in (READ_IN, READ_IN + 1):  # epochs that cannot come back are all alike
         if n[cell] < epoch and n[cell] != n[SNAPSHOT]:
             n[cell] = 0
-    return tuple(n)
+    return bytes(n)
 
 
 def append_steps(
     s: State,
     who: str,
-    become: Callable[..., State],
+    become: Callable[..., tuple[int, ...]],
     mutants: Mutants,
     known: int,
     at: int,

@@ -17,6 +17,7 @@ def test_without_faults_every_interleaving_completes() -> None:
     assert explore(rows=2, faults=0).complete > 0
 
 
+@pytest.mark.slow
 def test_two_rows_and_any_one_fault() -> None:
     assert explore(rows=2, faults=1).complete > 0
 

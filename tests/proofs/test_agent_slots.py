@@ -30,7 +30,7 @@ async def test_four_rows_at_three_slots_take_two_rounds(tmp_path: Path, redis_ur
         driving = asyncio.create_task(stores.drive(job))
         async with stores.worker(job) as worker:
             await endpoint.wait(in_flight=3)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while worker.waiting < 1:  # the fourth is at hand, and waits
                     await asyncio.sleep(0.01)
             assert endpoint.stats()["calls"] == 3
@@ -42,7 +42,7 @@ async def test_four_rows_at_three_slots_take_two_rounds(tmp_path: Path, redis_ur
                 "waiting": 1,
             }
             endpoint.release()
-            await asyncio.wait_for(driving, 30)
+            await asyncio.wait_for(driving, 60)
     assert endpoint.stats()["max_in_flight"] == 3
     calls = sorted(read_log(tmp_path / "calls"), key=lambda call: call.start)
     assert calls[3].start >= min(call.end or 0 for call in calls[:3]), "the fourth row had to wait for a slot"
@@ -66,7 +66,7 @@ async def test_the_manifest_wins_over_the_environment(
         job = manifest(endpoint.url, rows=60, **spec)
         driving = asyncio.create_task(stores.drive(job))
         async with stores.worker(job, environ=environ):
-            await asyncio.wait_for(driving, 30)
+            await asyncio.wait_for(driving, 60)
     assert endpoint.stats()["max_in_flight"] == slots
 
 
@@ -85,7 +85,7 @@ async def test_a_row_that_waits_too_long_is_handed_back_with_no_attempt_spent(
             await endpoint.wait(in_flight=1)
             record = await stores.record(job)
             window = stores.window.feed(token=record.token, shards=1)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:  # a row that is scheduled was handed back: nothing has failed
                     (look,) = await window.look(1)
                     if look.scheduled:
@@ -93,7 +93,7 @@ async def test_a_row_that_waits_too_long_is_handed_back_with_no_attempt_spent(
                     await asyncio.sleep(0.02)
             assert worker.gate.processing == 1
             endpoint.release()
-            await asyncio.wait_for(driving, 30)
+            await asyncio.wait_for(driving, 60)
         ends = await stores.outcomes(job)
     assert [(end.state, end.attempts) for end in ends] == [(State.SUCCEEDED, 1)] * 3
     assert endpoint.stats()["calls"] == 3
@@ -139,7 +139,7 @@ async def test_an_executor_that_heeds_no_timeout_is_cancelled(
         job = manifest("http://127.0.0.1:1/", rows=5, timeoutSeconds=1, retry={"maxAttempts": 1})
         driving = asyncio.create_task(stores.drive(job))
         async with stores.worker(job, executor=Deaf()) as worker:
-            await asyncio.wait_for(driving, 30)
+            await asyncio.wait_for(driving, 60)
             assert worker.gate.available == worker.gate.limit
         ends = await stores.outcomes(job)
     assert (ends[0].state, ends[0].error_class) == (State.FAILED, "Timeout")

@@ -213,7 +213,7 @@ async def crowd(folder: Path, *, redis_url: str, postgres_dsn: str, rows: int) -
         assert all(outcome.result == f'{{"row":"{outcome.seq}"}}' for outcome in outcomes)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_no_row_is_executed_by_two_at_once_nor_twice(tmp_path: Path, redis_url: str, postgres_dsn: str) -> None:
     rows = 45_000
     async with crowd(tmp_path, redis_url=redis_url, postgres_dsn=postgres_dsn, rows=rows) as run:
@@ -229,7 +229,7 @@ async def test_no_row_is_executed_by_two_at_once_nor_twice(tmp_path: Path, redis
     assert len(run.book.executions) == rows
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_overlapping_claims_of_large_blocks(tmp_path: Path, redis_url: str, postgres_dsn: str) -> None:
     """Everybody claims the same large blocks, so that others commit and unlock while a claim is being answered.
 
@@ -278,7 +278,7 @@ async def test_overlapping_claims_of_large_blocks(tmp_path: Path, redis_url: str
         assert executed.total() == rows, f"executed again: {executed.total() - rows}"
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_lost_lock_sessions_cost_no_more_than_what_was_in_flight(
     tmp_path: Path, private_servers: PrivateServers
 ) -> None:

@@ -102,7 +102,7 @@ async def cut_leader(rig: Rig) -> None:
     """End the session that holds the leadership; what else the leader has open lives on."""
     cut = await rig.sql(
         "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
-        " where datname = current_database() and application_name like 'rowmill engine%leader'"
+        " where datname = current_database() and application_name like 'rowmill engine%leader%'"
     )
     assert len(cut) == 1
 

@@ -49,7 +49,7 @@ def cut_lock_sessions(servers: PrivateServers) -> None:
 
 
 def cut_all_sessions(servers: PrivateServers) -> None:
-    assert servers.cut_sessions("rowmill%") >= 5
+    assert servers.cut_sessions("rowmill%") >= 4  # two of each worker's; the engine may be between two tries
 
 
 @pytest.mark.parametrize("strike", [stop_at_once_and_start, kill_and_start, cut_lock_sessions, cut_all_sessions])
@@ -75,7 +75,7 @@ async def test_sessions_lost(
 async def why_not_ready(rig: Rig, worker: Process) -> str:
     """Wait until a worker's `/readyz` says that it is not; what it says."""
     port = (await worker.logged("working"))["http_port"]
-    async with asyncio.timeout(30), aiohttp.ClientSession() as session:
+    async with asyncio.timeout(60), aiohttp.ClientSession() as session:
         while True:
             async with session.get(f"http://127.0.0.1:{port}/readyz") as response:
                 if response.status == 503:
@@ -138,7 +138,8 @@ async def test_outcomes_lost_just_before_the_end(rig: Rig) -> None:
     lost: list[list[object]] = []
 
     async def tell(status: RunStatus) -> None:
-        if status.phase is Phase.RUNNING and status.done >= ROWS and status.queued == 0 and len(lost) < 2:
+        ended = status.phase is Phase.RUNNING and status.done >= ROWS and status.queued == 0
+        if ended and len(lost) < 2 and status.epoch == len(lost) + 1:  # once an epoch
             gone = f"seq in (1, 2, {ROWS})" if not lost else "seq = 1500"
             lost.append(await rig.sql(f"delete from {{outcomes}} where {gone} returning seq"))
 

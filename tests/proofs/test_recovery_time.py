@@ -20,7 +20,8 @@ SLOTS = 8
 VICTIMS = 6
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
+@pytest.mark.slow
 async def test_orphaned_rows_run_again_in_seconds(
     tmp_path: Path, redis_url: str, postgres_dsn: str, record_property: Callable[[str, object], None]
 ) -> None:

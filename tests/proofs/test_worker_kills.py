@@ -25,7 +25,8 @@ RECORDED = ("committed", "unlocked", "finished")
 """Of these, those at which the rows' outcomes are in the ledger."""
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
+@pytest.mark.slow
 async def test_twenty_kills(tmp_path: Path, redis_url: str, postgres_dsn: str) -> None:
     async with spawn(plan={"default": {"latency": 0.1}}, log=tmp_path / "calls.jsonl") as endpoint:
         async with Rig(tmp_path, redis_url=redis_url, postgres_dsn=postgres_dsn, endpoint=endpoint) as rig:
@@ -123,9 +124,10 @@ async def test_deaths_between_commit_unlock_and_acknowledgement(
             assert not history.late_calls
 
 
+@pytest.mark.slow
 async def test_a_poison_row_is_convicted_and_nobody_else(tmp_path: Path, redis_url: str, postgres_dsn: str) -> None:
     """Row 30 kills whoever runs it. The rows beside it die with it, time and again, and succeed."""
-    poison = {"kind": "kill", "match": "tests.support.worker_process"}
+    poison = {"kind": "kill", "match": "rowmill-worker"}
     plan = {"default": {"latency": 0.2}, "rows": {"30": [poison] * 10}}
     async with spawn(plan=plan, log=tmp_path / "calls.jsonl") as endpoint:
         async with Rig(tmp_path, redis_url=redis_url, postgres_dsn=postgres_dsn, endpoint=endpoint) as rig:

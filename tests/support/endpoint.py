@@ -33,13 +33,16 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from aiohttp import ClientSession, ClientTimeout, web
+from aiohttp import web
+
+from tests.support.remote_endpoint import RemoteEndpoint as RemoteEndpoint
+from tests.support.remote_endpoint import spawn as spawn
 
 CLOSING = frozenset({"close_unread", "close_read", "close_mid", "reset"})
 KINDS = CLOSING | frozenset(
@@ -229,7 +232,7 @@ class Endpoint:
         }
 
     async def wait(
-        self, *, in_flight: int = 0, calls: int = 0, idle: bool = False, timeout: float = 30.0
+        self, *, in_flight: int = 0, calls: int = 0, idle: bool = False, timeout: float = 90.0
     ) -> dict[str, Any]:
         """Wait until at least so many calls are in flight, have come in, or none is in flight; then the counters.
 
@@ -421,7 +424,7 @@ def _row_in(content: bytes, field_: str) -> str | None:
 
 
 def kill_caller(request: web.BaseRequest, match: str) -> bool:
-    """SIGKILL the process at the other end of a call, if its command line holds `match`; whether it was."""
+    """SIGKILL the process at the other end of a call, if `match` is its name or in its command line; whether it was."""
     import psutil
 
     peer = request.transport.get_extra_info("peername") if request.transport else None
@@ -430,73 +433,11 @@ def kill_caller(request: web.BaseRequest, match: str) -> bool:
     for connection in psutil.net_connections("tcp"):
         if connection.laddr == peer[:2] and connection.pid not in (None, os.getpid()):
             with contextlib.suppress(psutil.Error):
-                if match in " ".join(psutil.Process(connection.pid).cmdline()):
+                process = psutil.Process(connection.pid)
+                if match == process.name() or match in " ".join(process.cmdline()):
                     os.kill(connection.pid, signal.SIGKILL)
                     return True
     return False
-
-
-class RemoteEndpoint:
-    """An endpoint in a process of its own, steered over HTTP. Made by `spawn`."""
-
-    def __init__(
-        self, port: int, log: Path | None, process: asyncio.subprocess.Process, session: ClientSession
-    ) -> None:
-        self.port, self.log, self.process = port, log, process
-        self._session = session
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-    async def stats(self) -> dict[str, Any]:
-        return await self._ask("GET", "stats")
-
-    async def play(self, plan: Mapping[str, Any]) -> None:
-        await self._ask("POST", "plan", json=plan)
-
-    async def hold(self) -> None:
-        await self._ask("POST", "hold")
-
-    async def release(self) -> None:
-        await self._ask("POST", "release")
-
-    async def wait(
-        self, *, in_flight: int = 0, calls: int = 0, idle: bool = False, timeout: float = 30.0
-    ) -> dict[str, Any]:
-        params = {"in_flight": in_flight, "calls": calls, "idle": int(idle), "timeout": timeout}
-        return await self._ask("GET", "wait", params=params)
-
-    async def _ask(self, method: str, what: str, **kwargs: Any) -> dict[str, Any]:
-        async with self._session.request(method, f"{self.url}_/{what}", **kwargs) as response:
-            if response.status == 504:
-                raise TimeoutError(f"the endpoint waited in vain; it has {await response.text()}")
-            response.raise_for_status()
-            answer: dict[str, Any] = await response.json()
-            return answer
-
-
-@contextlib.asynccontextmanager
-async def spawn(
-    *, plan: Mapping[str, Any] | None = None, log: Path | None = None, port: int = 0
-) -> AsyncIterator[RemoteEndpoint]:
-    """Run an endpoint in a process of its own until the block is left."""
-    arguments = ["--port", str(port), "--plan", json.dumps(plan or {})]
-    if log is not None:
-        arguments += ["--log", str(log)]
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.support.endpoint", *arguments,
-        stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        line = await asyncio.wait_for(process.stdout.readline(), 30)
-        async with ClientSession(timeout=ClientTimeout(total=120)) as session:
-            yield RemoteEndpoint(int(line), log, process, session)
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await asyncio.wait_for(process.wait(), 10)
 
 
 async def _serve(options: argparse.Namespace) -> None:
@@ -508,7 +449,7 @@ async def _serve(options: argparse.Namespace) -> None:
         await stop.wait()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="endpoint", description="A service that misbehaves on demand.")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one; it is printed as the first line")
     parser.add_argument("--log", type=Path, help="append every call to this file (JSONL)")
@@ -517,6 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import uvloop
 
     uvloop.run(_serve(options))
+    return 0
 
 
 def closes(calls: Sequence[Call]) -> Iterator[Call]:
@@ -525,4 +467,4 @@ def closes(calls: Sequence[Call]) -> Iterator[Call]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

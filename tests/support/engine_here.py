@@ -30,7 +30,7 @@ async def untold(status: RunStatus) -> None:
     """Nobody listens."""
 
 
-async def outcomes_reach(rig: Rig, count: int, *, within: float = 60.0) -> None:
+async def outcomes_reach(rig: Rig, count: int, *, within: float = 120.0) -> None:
     """Wait until the ledger has outcomes of so many rows, whoever is alive to tell of it."""
     try:
         async with asyncio.timeout(within):
@@ -64,6 +64,9 @@ class _Unaware(Leadership):
 
     def holds(self, run: int) -> bool:
         return run in self._runs
+
+    async def declare(self, name: str) -> int:
+        return 0
 
 
 class EngineHere:
@@ -137,7 +140,7 @@ class EngineHere:
         """As SIGTERM does."""
         self._stop.set()
 
-    async def ended(self, *, within: float = 60.0) -> RunStatus:
+    async def ended(self, *, within: float = 120.0) -> RunStatus:
         """Wait for its end; the last status, or what it raised."""
         assert self._task is not None
         try:
@@ -146,7 +149,7 @@ class EngineHere:
             last = self.statuses[-1:]
             raise AssertionError(f"the engine did not end within {within} s: {last}\n{self._rig.tail()}") from None
 
-    async def until(self, reached: Callable[[RunStatus], bool], *, within: float = 60.0) -> RunStatus:
+    async def until(self, reached: Callable[[RunStatus], bool], *, within: float = 120.0) -> RunStatus:
         """Wait for a status that satisfies `reached`, from now on or the last one told."""
         assert self._task is not None
         async with asyncio.timeout(within), self._reported:

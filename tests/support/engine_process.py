@@ -1,6 +1,6 @@
-"""An engine in a process of its own, without a fleet: a test starts and kills the workers itself.
+"""An engine in a process of its own, without a fleet: a test starts and kills the workers itself. Arguments:
 
-    python -m tests.support.engine_process --job FILE --status FILE [--die-at append --nth 3]
+    --job FILE --status FILE [--die-at append --nth 3]
 
 Each status goes to the status file as a line of JSON. Exit code 0: Complete. With `--die-at` it ends by SIGKILL right
 before its nth call of that kind on the window (`open`, `append`, `close`).
@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import os
 import signal
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,6 +33,9 @@ class NoFleet:
     def __init__(self, workers: int = 1) -> None:
         self.workers = workers
         self.scaled_to: list[int] = []
+
+    def wants(self, desired: int) -> int:
+        return desired
 
     async def scale(self, desired: int) -> None:
         if self.scaled_to[-1:] != [desired]:
@@ -83,14 +86,15 @@ async def drive(job_file: Path, status_file: Path, window_rows: int, at: At) -> 
         await ledger.close()
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> int:
+    """One engine's life; its exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--job", type=Path, required=True)
     parser.add_argument("--status", type=Path, required=True)
     parser.add_argument("--window-rows", type=int, default=20_000)
     parser.add_argument("--die-at", choices=("open", "append", "close"))
     parser.add_argument("--nth", type=int, default=1)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     at = dies_at(options.die_at, options.nth) if options.die_at else undisturbed
     phase = asyncio.run(drive(options.job, options.status, options.window_rows, at))
-    sys.exit(0 if phase is Phase.COMPLETE else 1)
+    return 0 if phase is Phase.COMPLETE else 1

@@ -91,7 +91,7 @@ class Lab:
 
     async def record(self, job: BatchJob) -> RunRecord:
         """The run's record, once an engine has made it."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 record = await self.ledger.find_run(self.identity(job))
                 if record is not None:
@@ -127,7 +127,6 @@ class Lab:
                 request_id=lambda row: request_id(record.identity, row),
                 now=time.monotonic,
             ),
-            budget=2000,
             rng=random.Random(),
             reached=reached,
         )

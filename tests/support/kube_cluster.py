@@ -174,7 +174,7 @@ class Cluster:
     def all(self, resource: str) -> list[Object]:
         return [one for (held, _, _), one in self.objects.items() if held == resource]
 
-    async def until(self, reached: Callable[[], Any], *, within: float = 20.0) -> Any:
+    async def until(self, reached: Callable[[], Any], *, within: float = 90.0) -> Any:
         """Wait for a call or a change after which `reached()` is true; what it returned."""
         try:
             async with asyncio.timeout(within):

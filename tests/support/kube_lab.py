@@ -33,9 +33,11 @@ from rowmill_operator.kube.controller import JobController, Tools
 from rowmill_operator.kube.events import EventRecorder
 from rowmill_operator.kube.hub import Deployments, Hub
 from rowmill_operator.kube.metrics import JobsCollector, OperatorMetrics
+from rowmill_operator.kube.notices import NotifyTools
 from rowmill_operator.kube.pod_template import JOB_KEY, WorkloadSettings
 from rowmill_operator.kube.runner import RunTools
 from rowmill_operator.kube.stores import Stores
+from rowmill_operator.notify import Poster
 from tests.support.inprocess import INSTALLATION, Lab
 from tests.support.kube_cluster import Cluster, Object, condition
 
@@ -185,9 +187,18 @@ class Kubelet:
 
 
 class Operator:
-    """One operator that leads. `close` ends it as SIGTERM does."""
+    """One operator that leads. `close` ends it as SIGTERM does. Webhooks may be at `webhooks` (CIDRs)."""
 
-    def __init__(self, cluster: Cluster, *, folder: Path, redis_url: str, postgres_dsn: str, worker_image: str) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        folder: Path,
+        redis_url: str,
+        postgres_dsn: str,
+        worker_image: str,
+        webhooks: tuple[str, ...] = (),
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.cluster = cluster
         self.log = Noted()
@@ -228,6 +239,15 @@ class Operator:
                 metrics=EngineMetrics(self.registry),
                 log=self.log,
             ),
+            notify=NotifyTools(
+                Poster(
+                    policy=AddressPolicy.tenants(webhooks),
+                    threads=self.pools[1],
+                    slots=asyncio.Semaphore(2),
+                    wall=time.time,
+                ),
+                self.metrics.notified,
+            ),
             now=loop.time,
             wall=time.time,
             log=self.log,
@@ -256,7 +276,7 @@ class Operator:
     def controller(self, name: str = "job") -> JobController:
         return next(one for one in self.hub.controllers if one.name == name)
 
-    async def until(self, reached: Callable[[], Any], *, within: float = 20.0) -> Any:
+    async def until(self, reached: Callable[[], Any], *, within: float = 90.0) -> Any:
         """Wait for what is no change of the cluster's; what `reached` returned."""
         async with asyncio.timeout(within):
             while not (found := reached()):
@@ -297,7 +317,12 @@ class KubeLab:
 
     @asynccontextmanager
     async def operator(
-        self, *, worker_image: str = IMAGE, redis_url: str | None = None, postgres_dsn: str | None = None
+        self,
+        *,
+        worker_image: str = IMAGE,
+        redis_url: str | None = None,
+        postgres_dsn: str | None = None,
+        webhooks: tuple[str, ...] = (),
     ) -> AsyncIterator[Operator]:
         operator = Operator(
             self.cluster,
@@ -305,6 +330,7 @@ class KubeLab:
             redis_url=redis_url or self.redis_url,
             postgres_dsn=postgres_dsn or self.postgres_dsn,
             worker_image=worker_image,
+            webhooks=webhooks,
         )
         operator.start()
         try:
@@ -317,14 +343,14 @@ class KubeLab:
         assert found is not None, f"there is no BatchJob {name} any more"
         return found
 
-    async def until_reason(self, reason: str, name: str = "job", *, within: float = 20.0) -> Object:
+    async def until_reason(self, reason: str, name: str = "job", *, within: float = 90.0) -> Object:
         """Wait until the job's Ready condition has this reason; the job."""
         await self.cluster.until(
             lambda: condition(self.cluster.get("batchjobs", name), "Ready").get("reason") == reason, within=within
         )
         return self.job(name)
 
-    async def until_phase(self, phase: str, name: str = "job", *, within: float = 20.0) -> Object:
+    async def until_phase(self, phase: str, name: str = "job", *, within: float = 90.0) -> Object:
         """Wait until the status of the present generation tells this phase; the job."""
 
         def reached() -> bool:

@@ -211,3 +211,18 @@ def rows_of(folder: StoreFolder, files: Iterable[str]) -> list[dict[str, Any]]:
 
 def _drop(logger: object, method: str, event: Any) -> Any:
     raise structlog.DropEvent
+
+
+async def run_of_35(desk: Desk) -> None:
+    """Four parts of ten: failures in the second and in the last, a duplicate in the third."""
+    await desk.fail([13, 14, 33])
+    await desk.commit([Outcome(25, State.DEDUPLICATED, 0, result='"x"', duplicate_of="ns/other/1#9")])
+    await desk.succeed(sorted(set(range(1, 36)) - {13, 14, 33, 25}))
+    await desk.end(35)
+
+
+async def run_of_14(desk: Desk) -> None:
+    """Two parts, a failure in the second."""
+    await desk.fail([13])
+    await desk.succeed(sorted(set(range(1, 15)) - {13}))
+    await desk.end(14)

@@ -19,7 +19,6 @@ import csv
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -36,15 +35,15 @@ from rowmill.outcome import Outcome
 from rowmill_cli.export import export
 from tests.support.checker import History, check_history
 from tests.support.endpoint import Call, RemoteEndpoint, read_log
+from tests.support.nursery import Child, nursery
 
-ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.02
 IN_SOCKETS_SECONDS = 0.5
 """How long after its caller's death the endpoint may still see a call. Nobody else has its rows before a heartbeat has
 expired, which takes three times as long."""
 
 
-async def eventually(reached: Callable[[], bool], *, within: float = 60.0, poll: float = POLL_SECONDS) -> None:
+async def eventually(reached: Callable[[], bool], *, within: float = 120.0, poll: float = POLL_SECONDS) -> None:
     """Wait until `reached` says so. Raises TimeoutError."""
     async with asyncio.timeout(within):
         while True:
@@ -65,7 +64,7 @@ class Stage:
 class Process:
     """A part in a process of its own; its log is a file, and so are the stages that rows passed in a worker."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, name: str, process: Child, log: Path) -> None:
         self.name = name
         self.process = process
         self.log = log
@@ -84,11 +83,11 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
-    async def ended(self, *, within: float = 60.0) -> int:
+    async def ended(self, *, within: float = 120.0) -> int:
         """Wait for its end; returns the exit code."""
         return await asyncio.wait_for(self.process.wait(), within)
 
-    async def logged(self, event: str, *, within: float = 30.0) -> dict[str, Any]:
+    async def logged(self, event: str, *, within: float = 90.0) -> dict[str, Any]:
         """Wait for a log line whose event is this; returns its fields."""
         async with asyncio.timeout(within):
             while True:
@@ -190,7 +189,7 @@ class Rig:
         extra = ("--die-at", die_at, "--nth", str(nth)) if die_at else ()
         self.engine = await self._start(
             "engine",
-            "tests.support.engine_process",
+            "engine",
             *("--job", str(self.job_file), "--status", str(self.status_file), "--window-rows", str(window_rows)),
             *extra,
         )
@@ -203,7 +202,7 @@ class Rig:
         extra = ("--die-at", die_at, "--after", str(after)) if die_at else ()
         stages = self.folder / f"{name}-{len(self._all)}.stages"
         worker = await self._start(
-            name, "tests.support.worker_process", "--job", str(self.job_file), "--name", name,
+            name, "worker", "--job", str(self.job_file), "--name", name,
             "--stages", str(stages), *extra,
         )  # fmt: skip
         self.workers.append(worker)
@@ -238,7 +237,7 @@ class Rig:
         assert self.endpoint.log is not None
         return read_log(self.endpoint.log)
 
-    async def _start(self, name: str, module: str, *arguments: str) -> Process:
+    async def _start(self, name: str, part: str, *arguments: str) -> Process:
         log = self.folder / f"{name}-{len(self._all)}.log"
         environ = {
             **os.environ,
@@ -246,9 +245,7 @@ class Rig:
             "ROWMILL_POSTGRES_DSN": self.postgres_dsn,
         }
         with log.open("wb") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", module, *arguments, cwd=ROOT, env=environ, stdout=output, stderr=output
-            )
+            process = nursery().bear(part, arguments, environ=environ, output=output.fileno(), errors=output.fileno())
         started = Process(name, process, log)
         self._all.append(started)
         return started
@@ -261,7 +258,7 @@ class Rig:
         last: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         return last
 
-    async def until(self, reached: Callable[[Mapping[str, Any]], bool], *, within: float = 60.0) -> Mapping[str, Any]:
+    async def until(self, reached: Callable[[Mapping[str, Any]], bool], *, within: float = 120.0) -> Mapping[str, Any]:
         """Wait for a status that satisfies `reached`."""
         async with asyncio.timeout(within):
             while True:
@@ -272,7 +269,7 @@ class Rig:
                 assert self.engine.alive or not self.engine.process.returncode, self.tail()
                 await asyncio.sleep(POLL_SECONDS)
 
-    async def complete(self, *, within: float = 90.0) -> Mapping[str, Any]:
+    async def complete(self, *, within: float = 200.0) -> Mapping[str, Any]:
         """Wait until the engine ends with Complete; returns its last status."""
         assert self.engine is not None
         try:
@@ -291,6 +288,9 @@ class Rig:
                 worker.signal(signal.SIGTERM)
         for worker in self.workers:
             code = await worker.ended()
+            if code == -signal.SIGTERM:  # it was being born, and listened to nothing yet
+                assert "alive" not in worker.log.read_text(), f"{worker.name} did not drain"
+                continue
             assert code in (0, -signal.SIGKILL), f"{worker.name} ended with {code}:\n{worker.log.read_text()[-3000:]}"
 
     def tail(self) -> str:

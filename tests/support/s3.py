@@ -35,7 +35,7 @@ def moto_process(host: str) -> Iterator[dict[str, str]]:
             }
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 def s3_client(keys: dict[str, str]) -> Any:

@@ -1,6 +1,6 @@
-"""A worker in a process of its own that dies by SIGKILL exactly where a test wants it to.
+"""A worker in a process of its own that dies by SIGKILL exactly where a test wants it to. Arguments:
 
-    python -m tests.support.worker_process --job FILE --name NAME [--stages FILE] [--die-at committed --after 3]
+    --job FILE --name NAME [--stages FILE] [--die-at committed --after 3]
 
 dies when the third block of rows has passed that stage (claimed, committed, unlocked, finished): after a commit and
 before the unlock, say. Every stage that rows pass is a line of the stages file, written before anything follows from
@@ -14,13 +14,13 @@ import argparse
 import json
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rowmill_worker.main import WorkerSettings, main
+from rowmill_worker import main as worker_main
+from rowmill_worker.main import WorkerSettings
 
 
 def dies_at(stage: str | None, after: int, stages: Path | None) -> Callable[[str, Sequence[int]], None]:
@@ -40,23 +40,22 @@ def dies_at(stage: str | None, after: int, stages: Path | None) -> Callable[[str
     return reached
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> int:
+    """One worker's life; its exit code."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--job", type=Path, required=True)
     parser.add_argument("--name", required=True)
     parser.add_argument("--stages", type=Path)
     parser.add_argument("--die-at")
     parser.add_argument("--after", type=int, default=1)
-    options = parser.parse_args()
-    sys.exit(
-        main(
-            WorkerSettings(
-                manifest=options.job,
-                installation="test",
-                name=options.name,
-                redis_url=os.environ["ROWMILL_REDIS_URL"],
-                postgres_dsn=os.environ["ROWMILL_POSTGRES_DSN"],
-                reached=dies_at(options.die_at, options.after, options.stages),
-            )
+    options = parser.parse_args(arguments)
+    return worker_main.main(
+        WorkerSettings(
+            manifest=options.job,
+            installation="test",
+            name=options.name,
+            redis_url=os.environ["ROWMILL_REDIS_URL"],
+            postgres_dsn=os.environ["ROWMILL_POSTGRES_DSN"],
+            reached=dies_at(options.die_at, options.after, options.stages),
         )
     )

@@ -46,7 +46,7 @@ def _trouble(reason: str, seconds: float = 0.0, *, phase: str = Phase.RUNNING, r
     return Facts(phase=phase, trouble=Trouble(reason, f"{reason} is in the way", seconds), workers_ready=ready)
 
 
-REFUSED = ("InvalidSpec", "FrozenFieldChanged", "NotAvailable", "SourceInvalid", "SourceChanged")
+REFUSED = ("InvalidSpec", "FrozenFieldChanged", "ResultsDropped", "NotAvailable", "SourceInvalid", "SourceChanged")
 PASSING = ("WaitingForStore", "Unschedulable", "QuotaExceeded", "CapacityLimited")
 PATIENT = (
     "SourceUnavailable",

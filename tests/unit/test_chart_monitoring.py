@@ -80,6 +80,7 @@ def series() -> dict[str, set[str]]:
     operator.called("get", "pods", 200)
     operator.status_written("ok")
     operator.event_written("ok")
+    operator.notified("delivered")
     registry.register(JobsCollector(lambda: [JobNumbers("n", "j", "Running", RunStatus(total=1))]))
     return {
         sample.name: {*sample.labels, *([] if sample.name.startswith("rowmill_job") else TARGET)}

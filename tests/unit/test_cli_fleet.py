@@ -101,7 +101,7 @@ async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 
 async def until_ready(fleet: ProcessFleet, count: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await fleet.ready() != count:
             await asyncio.sleep(0.02)
 
@@ -148,7 +148,7 @@ async def test_a_worker_that_was_killed_is_replaced_by_another_incarnation(
     await until_ready(fleet, 1)
     first = fleet.pids()[0]
     os.kill(first, signal.SIGKILL)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while fleet.pids() in ([], [first]):
             await fleet.scale(1)
             await asyncio.sleep(0.02)
@@ -185,7 +185,7 @@ async def test_a_crash_loop_is_slowed_down_and_explained(
 async def test_a_worker_that_refuses_its_input_is_explained_at_once(make: Callable[[str], ProcessFleet]) -> None:
     fleet = make("invalid")
     await fleet.scale(1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (trouble := await fleet.failure()) is None:
             await asyncio.sleep(0.02)
     assert "exited with code 2: secret missing: TOKEN is not set" in trouble
@@ -221,7 +221,7 @@ async def test_draining_ends_by_force_when_its_time_is_over(
     await fleet.scale(0)
     assert psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     clock.ahead += 1.1
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while fleet.pids():
             await fleet.scale(0)
             await asyncio.sleep(0.02)
@@ -237,7 +237,7 @@ async def test_hurry_ends_a_drain_at_once(make: Callable[[str], ProcessFleet]) -
     done, _ = await asyncio.wait([closing], timeout=0.2)
     assert not done
     hurry.set()
-    await asyncio.wait_for(closing, 10)
+    await asyncio.wait_for(closing, 25)  # the grace is thirty seconds
 
 
 async def test_a_log_stays_bounded_while_its_worker_runs(
@@ -274,7 +274,7 @@ def test_left_behind_workers_are_ended_and_strangers_left_alone(tmp_path: Path) 
         file = tmp_path / "workers.json"
         file.write_text(json.dumps({"graceSeconds": 10, "workers": records}))
         assert end_left_behind(file) == 1
-        assert ours.wait(5) == -signal.SIGTERM
+        assert ours.wait(60) == -signal.SIGTERM
         assert reused.poll() is None, "another start time: the pid was used again"
         assert stranger.poll() is None, "another command line"
         assert not file.exists()
@@ -320,7 +320,7 @@ asyncio.run(main())
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert len(pids) == 2
         process.kill()
-        _, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if lives(pid)], timeout=10)
+        _, left = psutil.wait_procs([psutil.Process(pid) for pid in pids if lives(pid)], timeout=60)
         assert not any(lives(process.pid) for process in left)
         assert "drained" in log(tmp_path, 0)
     finally:

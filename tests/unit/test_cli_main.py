@@ -181,7 +181,7 @@ def test_the_module_is_the_command() -> None:
 
 def test_help_and_workers_start_without_what_they_do_not_need() -> None:
     program = "import sys, rowmill_cli.main; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     heavy = {"pyarrow", "rich", "aiohttp", "asyncpg", "redis", "psutil", "pydantic", "openpyxl"}
     assert heavy & set(done.stdout.split()) == set()
 

@@ -38,7 +38,7 @@ def test_a_second_command_is_refused_and_told_who_holds_it(tmp_path: Path) -> No
         assert f"process {holder.pid}" in str(caught.value)
         assert "--state DIR" in str(caught.value)
         holder.send_signal(signal.SIGKILL)
-        holder.wait(10)
+        holder.wait(60)
         with State.hold(folder, create=True):
             pass
     finally:

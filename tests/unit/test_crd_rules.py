@@ -51,6 +51,14 @@ def openai(**fields: Any) -> dict[str, Any]:
 
 BATCH = {"embeddings": {"model": "m", "text": "x"}}
 
+HOOK = {"url": "https://h/"}
+SECRET_KEY = {"secretKeyRef": {"name": "s", "key": "k"}}
+
+
+def notify(**fields: Any) -> dict[str, Any]:
+    return {"notify": HOOK | {"headers": [{"name": "X-A"} | fields]}}
+
+
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     # what is given, where it is told, how the message begins
     ({"source": {}}, "spec.source", "takes exactly one of uri, rows, configMap, query"),
@@ -160,6 +168,18 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"key": ["a", "a"]}, "spec", "key names a column twice"),
     ({"name": "n" * 64}, "", "metadata.name must be lower-case letters"),
     ({"name": "a.b"}, "", "metadata.name must be lower-case letters"),
+    ({"notify": {}}, "spec.notify", "takes exactly one of url, urlFrom"),
+    ({"notify": HOOK | {"urlFrom": SECRET_KEY}}, "spec.notify", "takes exactly one of url, urlFrom"),
+    ({"notify": {"url": "ftp://h/"}}, "spec.notify", "url is no http URL"),
+    ({"notify": {"url": "https://me:pw@h/"}}, "spec.notify", "url holds a user or password; send them by headers with"),
+    (notify(), "spec.notify.headers[0]", "needs exactly one of value, valueFrom"),
+    (notify(name="Webhook-Id", value="x"), "spec.notify.headers[0]", "name is one that is set by Rowmill"),
+    (notify(name="authorization", value="x {{ y }}"), "spec.notify.headers[0]", "value: a secret never stands in a"),
+    (
+        {"notify": HOOK | {"headers": [{"name": "X-A", "value": "1"}, {"name": "x-a", "value": "2"}]}},
+        "spec.notify",
+        "headers name a header twice; set it once",
+    ),
 ]
 
 RIGHT: list[dict[str, Any]] = [
@@ -193,6 +213,10 @@ RIGHT: list[dict[str, Any]] = [
     {"output": {"uri": "out.xlsx", "format": "CSV"}},
     {"output": {"uri": "out/results.csv"}},
     {"key": ["a", "b"], "dedupe": {}},
+    {"notify": HOOK | {"events": ["Complete", "Failed", "Suspended", "Stalled"]}},
+    {"notify": {"urlFrom": SECRET_KEY, "signingKeyFrom": SECRET_KEY}},
+    notify(name="Authorization", valueFrom=SECRET_KEY),
+    notify(value="{{ stands as it is }}"),
     {"name": "n" * 63},
 ]
 

@@ -72,6 +72,13 @@ SPECS: list[dict[str, Any]] = [
         },
     },
     {"key": ["id"], "dedupe": {}},
+    {
+        "notify": {
+            "url": "https://h/",
+            "headers": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+        }
+    },
+    {"notify": {"urlFrom": {"secretKeyRef": {"name": "s", "key": "k"}}, "events": ["Stalled"]}},
     {"output": {"uri": "s3://bucket/out/", "secretName": "store", "include": ["Failed"], "columns": ["b", "a"]}},
     {"concurrency": {"perWorker": 5, "adaptive": {}}, "limits": {"group": "g", "maxInFlight": 5}},
     {"workers": {"gpu": {}, "nodeSelector": {"a": "b"}, "tolerations": [{"key": "k", "operator": "Exists"}]}},

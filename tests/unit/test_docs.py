@@ -101,10 +101,11 @@ def proofs(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 @pytest.mark.parametrize("document", [ROOT / "docs" / "correctness.md", ROOT / "docs" / "systems.md"], ids=name)
 def test_every_proof_that_is_named_exists(document: Path) -> None:
     named = list(proofs(document.read_text("utf-8")))
+    defined = {file: defined_tests(document.parent / file) for file in {file for _, files in named for file in files}}
     missing = [
         f"{test} (in {', '.join(files) or 'no file: link it above the table'})"
         for test, files in named
-        if not any(test in defined_tests(document.parent / file) for file in files)
+        if not any(test in defined[file] for file in files)
     ]
     assert not missing, f"{name(document)} names tests that are not there: {missing}"
     assert len(named) >= 50

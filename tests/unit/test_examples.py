@@ -62,7 +62,7 @@ def job_in(path: Path) -> BatchJob:
 
 
 def test_there_are_examples_for_a_cluster() -> None:
-    assert {"csv-to-s3.yaml", "gpu.yaml", "keda.yaml"} <= {path.name for path in KUBERNETES}
+    assert {"csv-to-s3.yaml", "gpu.yaml", "keda.yaml", "webhook.yaml"} <= {path.name for path in KUBERNETES}
 
 
 @pytest.mark.parametrize("path", KUBERNETES, ids=lambda path: path.name)
@@ -74,6 +74,9 @@ def test_every_example_for_a_cluster_runs_there(path: Path) -> None:
     secrets = {one["metadata"]["name"]: one["stringData"] for one in objects_in(path) if one["kind"] == "Secret"}
     named = {job.spec.source.secret_name, job.spec.output.secret_name} - {None}
     references = secret_references(job)
+    if (notify := job.spec.notify) is not None:
+        values = [notify.url_from, notify.signing_key_from, *(one.value_from for one in notify.headers)]
+        references += [one.secret_key_ref for one in values if one is not None]
     assert named | {one.name for one in references} == set(secrets)
     assert all(one.key in secrets[one.name] for one in references)
 

@@ -75,11 +75,11 @@ async def test_more_rows_than_connections_had_before_wait_for_none() -> None:
 
 
 async def test_a_slow_server_with_more_rows_than_slots_times_nobody_out() -> None:
-    """180 rows, 60 at a time: were they to wait for each other inside their timeout, it would run out."""
-    async with Endpoint(plan=Plan(default=Behaviour("ok", latency=0.15))) as endpoint:
+    """72 rows, 6 at a time: were they to wait for each other inside their timeout, it would run out."""
+    async with Endpoint(plan=Plan(default=Behaviour("ok", latency=0.3))) as endpoint:
         async with http_executor(endpoint.url) as executor:
-            assert await run_rows(executor, rows=180, concurrency=60, timeout=1.0) == {"Success": 180}
-        assert endpoint.stats()["max_in_flight"] <= 60
+            assert await run_rows(executor, rows=72, concurrency=6, timeout=3.0) == {"Success": 72}
+        assert endpoint.stats()["max_in_flight"] <= 6
 
 
 async def test_a_row_that_fails_closes_nobody_elses_session() -> None:

@@ -2,123 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from typing import Any
-
 import pytest
 
-from rowmill_operator.kube.conditions import MESSAGE_BYTES, Reason, Trouble
-from rowmill_operator.kube.diagnose import GRAVITY, diagnose
-from rowmill_operator.kube.refusals import of_refused_object
-
-NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
-IMAGE = "registry.example/team/worker:1.2"
-
-
-def ago(seconds: float) -> str:
-    return (NOW - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def refused(message: str) -> dict[str, Any]:
-    condition = {
-        "type": "ReplicaFailure",
-        "status": "True",
-        "reason": "FailedCreate",
-        "message": message,
-        "lastTransitionTime": ago(90),
-    }
-    return {"status": {"conditions": [{"type": "Available", "status": "False"}, condition]}}
-
-
-def pod(name: str = "triage-workers-6d5f7c9b8-abcde", *, age: float = 60, **parts: Any) -> dict[str, Any]:
-    spec = {
-        "containers": [{"name": "worker", "image": IMAGE}],
-        "volumes": [
-            {"name": "job", "configMap": {"name": "triage-workers-0a1b2c3d"}},
-            {
-                "name": "secrets",
-                "projected": {
-                    "sources": [
-                        {"secret": {"name": "triage", "items": [{"key": "token", "path": "triage/token"}]}},
-                        {"secret": {"name": "other", "items": [{"key": "user", "path": "other/user"}]}},
-                    ]
-                },
-            },
-        ],
-        **parts.get("spec", {}),
-    }
-    return {
-        "metadata": {
-            "name": name,
-            "uid": f"uid-of-{name}",
-            "creationTimestamp": ago(age),
-            "labels": {"rowmill.dev/job": "triage"},
-            "ownerReferences": [{"kind": "ReplicaSet", "name": "triage-workers-6d5f7c9b8"}],
-            **parts.get("metadata", {}),
-        },
-        "spec": spec,
-        "status": {"phase": "Pending", **parts.get("status", {})},
-    }
-
-
-def unschedulable(message: str, *, name: str = "p", reason: str = "Unschedulable", **parts: Any) -> dict[str, Any]:
-    condition = {
-        "type": "PodScheduled",
-        "status": "False",
-        "reason": reason,
-        "message": message,
-        "lastTransitionTime": ago(60),
-    }
-    return pod(name, status={"conditions": [condition]}, **parts)
-
-
-def container(name: str = "worker", **fields: Any) -> dict[str, Any]:
-    return {"name": name, "ready": False, "restartCount": 0, "image": IMAGE, "state": {}, "lastState": {}, **fields}
-
-
-def waiting(
-    reason: str, message: str = "", *, name: str = "triage-workers-6d5f7c9b8-abcde", **parts: Any
-) -> dict[str, Any]:
-    state = {"waiting": {"reason": reason, **({"message": message} if message else {})}}
-    return pod(name, status={"containerStatuses": [container(state=state)]}, **parts)
-
-
-def crashing(*, code: int, reason: str = "Error", message: str = "", name: str = "p", **fields: Any) -> dict[str, Any]:
-    ended = {"exitCode": code, "reason": reason, "startedAt": ago(40), "finishedAt": ago(30), "message": message}
-    backing_off = (
-        f"back-off 40s restarting failed container=worker pod={name}_support(0f6c1d2e-1111-4222-8333-944455566677)"
-    )
-    status = {
-        "state": {"waiting": {"reason": "CrashLoopBackOff", "message": backing_off}},
-        "lastState": {"terminated": ended},
-        "restartCount": 4,
-        **fields,
-    }
-    return pod(name, status={"phase": "Running", "containerStatuses": [container(**status)]})
-
-
-def event(of: dict[str, Any], reason: str, message: str, *, age: float = 20) -> dict[str, Any]:
-    meta = of["metadata"]
-    return {
-        "reason": reason,
-        "message": message,
-        "type": "Warning",
-        "involvedObject": {"kind": "Pod", "name": meta["name"], "uid": meta["uid"]},
-        "lastTimestamp": ago(age),
-    }
-
-
-def found(*pods: dict[str, Any], deployment: dict[str, Any] | None = None, events: Any = ()) -> Trouble | None:
-    return diagnose(deployment=deployment, pods=pods, events=events, now=NOW)
-
-
-def trouble(*pods: dict[str, Any], **more: Any) -> Trouble:
-    result = found(*pods, **more)
-    assert result is not None
-    assert len(result.message.encode()) <= MESSAGE_BYTES, "more is cut off in a condition"
-    assert "\n" not in result.message
-    return result
-
+from rowmill_operator.kube.conditions import Reason
+from rowmill_operator.kube.diagnose import diagnose
+from tests.unit.diagnose_helpers import (
+    GPU_NOW,
+    IMAGE,
+    NOW,
+    container,
+    event,
+    found,
+    pod,
+    refused,
+    trouble,
+    unschedulable,
+    waiting,
+)
 
 RESTRICTED = (
     'violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false (container "runtime" must set '
@@ -228,11 +128,6 @@ def test_a_quota_in_use_tells_nothing_that_moves() -> None:
 GPU_120 = (
     "0/3 nodes are available: 1 node(s) had taint {node-role.kubernetes.io/master: }, that the pod didn't tolerate, "
     "2 Insufficient nvidia.com/gpu."
-)
-GPU_NOW = (
-    "0/3 nodes are available: 1 node(s) had untolerated taint {node-role.kubernetes.io/control-plane: }, 2 "
-    "Insufficient nvidia.com/gpu. preemption: 0/3 nodes are available: 1 Preemption is not helpful for scheduling, 2 "
-    "No preemption victims found for incoming pod."
 )
 SELECTOR_NOW = (
     "0/4 nodes are available: 4 node(s) didn't match Pod's node affinity/selector. preemption: 0/4 nodes are "
@@ -456,187 +351,3 @@ class TestMissing:
             'Failed to create pod sandbox: rpc error: code = Unknown desc = failed to setup network for sandbox "a'
         )
         assert "the node cannot start" in trouble(one, events=[event(one, "FailedCreatePodSandBox", message)]).message
-
-
-class TestCrashes:
-    def test_a_worker_that_cannot_work_says_why(self) -> None:
-        said = "/etc/rowmill/job/job.yaml: spec.executor.http.headers[1].valueFrom.env: TENANT is not set"
-        result = trouble(crashing(code=2, message=said))
-        assert result.reason == Reason.WORKERS_FAILING
-        assert said in result.message
-        assert "exit code 2" in result.message
-
-    def test_out_of_memory(self) -> None:
-        result = trouble(crashing(code=137, reason="OOMKilled"))
-        assert "runs out of memory" in result.message
-        assert "spec.workers.resources.limits.memory" in result.message
-
-    @pytest.mark.parametrize(
-        ("code", "reason", "message", "holds"),
-        [
-            (
-                128,
-                "StartError",
-                "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create "
-                'failed: unable to start container process: exec: "python": executable file not found in $PATH: '
-                "unknown",
-                "executable file not found",
-            ),
-            (127, "ContainerCannotRun", "", "check its image and command"),
-            (137, "Error", "", "memory left"),
-            (0, "Completed", "", "ends by itself"),
-            (
-                1,
-                "Error",
-                "a part of this worker failed (KeyError); its log says how",
-                "kubectl logs -l rowmill.dev/job=triage",
-            ),
-            (
-                1,
-                "Error",
-                '{"timestamp":"2026-05-01T11:59:59Z","level":"error","event":"the worker cannot run","reason":"so"}\n',
-                "the worker cannot run: so",
-            ),
-            (
-                1,
-                "Error",
-                'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n'
-                "ModuleNotFoundError: No module\n",
-                "ModuleNotFoundError: No module",
-            ),
-        ],
-    )
-    def test_exit_codes(self, code: int, reason: str, message: str, holds: str) -> None:
-        result = trouble(crashing(code=code, reason=reason, message=message))
-        assert result.reason == Reason.WORKERS_FAILING
-        assert holds in result.message
-        assert "2026-05-01" not in result.message
-        assert "Traceback" not in result.message
-
-    def test_the_same_at_every_stage_of_the_loop_and_for_every_pod(self) -> None:
-        ended = {"exitCode": 2, "reason": "Error", "message": "bad", "finishedAt": ago(1)}
-        stages = [
-            crashing(code=2, message="bad"),
-            crashing(code=2, message="bad", name="q", restartCount=9),
-            crashing(code=2, state={"terminated": ended}, lastState={}),
-            crashing(code=2, message="bad", state={"running": {"startedAt": ago(1)}}),
-        ]
-        assert len({trouble(stage).message for stage in stages}) == 1
-
-    def test_a_container_that_ended_once_has_the_grace_to_get_ready(self) -> None:
-        once = crashing(code=1, restartCount=1, state={"running": {"startedAt": ago(2)}})
-        assert found(once) is None
-        slow = crashing(code=1, restartCount=1, state={"running": {"startedAt": ago(20)}})
-        assert trouble(slow).reason == Reason.WORKERS_FAILING
-        ready = crashing(code=1, restartCount=3, ready=True, state={"running": {"startedAt": ago(20)}})
-        assert found(ready) is None
-
-    def test_containers_of_the_tenant_are_named(self) -> None:
-        status = crashing(code=1)["status"]["containerStatuses"][0]
-        one = pod(status={"phase": "Pending", "initContainerStatuses": [{**status, "name": "fetch"}]})
-        assert "the container fetch" in trouble(one).message
-
-    def test_a_container_that_cannot_be_created(self) -> None:
-        message = 'failed to create containerd container: get apparmor_parser version: exec: "apparmor_parser"'
-        assert "cannot be started" in trouble(waiting("CreateContainerError", message)).message
-
-    def test_evicted_for_what_it_wrote(self) -> None:
-        gone = {"phase": "Failed", "reason": "Evicted", "startTime": ago(4000)}
-        message = 'Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". '
-        recent = [{"type": "DisruptionTarget", "status": "True", "lastTransitionTime": ago(30)}]
-        assert "exceeds the limit" in trouble(pod(status={**gone, "message": message, "conditions": recent})).message
-        assert found(pod(status={**gone, "message": message})) is None, "long ago"
-        pressure = "The node was low on resource: ephemeral-storage. "
-        assert found(pod(status={**gone, "message": pressure, "conditions": recent})) is None, "not its fault"
-
-
-class TestWhichOne:
-    def test_all_is_well(self) -> None:
-        ready = pod(status={"phase": "Running", "containerStatuses": [container(ready=True, state={"running": {}})]})
-        assert found() is None
-        assert (
-            found(ready, deployment={"status": {"conditions": [{"type": "ReplicaFailure", "status": "False"}]}}) is None
-        )
-        assert found(pod(status={"phase": "Succeeded"})) is None
-
-    def test_pods_that_go_say_nothing(self) -> None:
-        assert found(waiting("ErrImagePull", "not found", metadata={"deletionTimestamp": ago(1)})) is None
-
-    def test_the_gravest_is_told_in_any_order(self) -> None:
-        pods = [unschedulable(GPU_NOW), crashing(code=1), waiting("ErrImagePull", "not found")]
-        assert {trouble(*order).reason for order in (pods, pods[::-1])} == {Reason.IMAGE_PULL_FAILED}
-        quota = refused('pods "x" is forbidden: exceeded quota: q, requested: cpu=1, used: cpu=1, limited: cpu=1')
-        assert trouble(*pods, deployment=quota).reason == Reason.IMAGE_PULL_FAILED
-        ending = refused(
-            'pods "x" is forbidden: unable to create new content in namespace n because it is being terminated'
-        )
-        assert trouble(*pods, deployment=ending).reason == Reason.NAMESPACE_TERMINATING
-
-    def test_it_has_lasted_as_long_as_for_the_longest_affected_pod(self) -> None:
-        old, young = crashing(code=1, name="a"), crashing(code=1, name="b")
-        old["status"]["conditions"] = [{"type": "Ready", "status": "False", "lastTransitionTime": ago(300)}]
-        assert trouble(young, old).seconds == 300
-        assert trouble(young).seconds == 60
-
-    def test_every_reason_has_a_place(self) -> None:
-        assert len(set(GRAVITY)) == len(GRAVITY)
-
-    def test_half_written_objects_are_borne(self) -> None:
-        for broken in ({}, {"metadata": {}, "status": {"conditions": None}}, {"status": {"containerStatuses": [{}]}}):
-            assert diagnose(deployment={}, pods=[broken], events=[{}], now=NOW) is None
-
-
-class TestRefusedObjects:
-    @pytest.mark.parametrize(
-        ("status", "message", "reason", "holds"),
-        [
-            (
-                422,
-                'Deployment.apps "triage-workers" is invalid: spec.template.spec.containers[1].image: Required value',
-                Reason.INVALID_SPEC,
-                "spec.workers.podTemplate.spec.containers[1].image: Required value",
-            ),
-            (
-                500,
-                "failed to create typed patch object: .spec.template.spec.foo: field not declared in schema",
-                Reason.INVALID_SPEC,
-                "spec.workers.podTemplate.spec.foo",
-            ),
-            (
-                403,
-                'deployments.apps is forbidden: User "system:serviceaccount:rowmill:rowmill-operator" cannot create '
-                'resource "deployments" in API group "apps" in the namespace "support"',
-                Reason.PODS_REFUSED,
-                "may not create deployments",
-            ),
-            (
-                403,
-                'secrets "x" is forbidden: unable to create new content in namespace support because it is being '
-                "terminated",
-                Reason.NAMESPACE_TERMINATING,
-                "support",
-            ),
-            (
-                403,
-                'deployments.apps "x" is forbidden: exceeded quota: q, requested: count/deployments.apps=1, used: '
-                "count/deployments.apps=4, limited: count/deployments.apps=4",
-                Reason.QUOTA_EXCEEDED,
-                "count/deployments.apps of 4",
-            ),
-            (
-                400,
-                'admission webhook "policy.example" denied the request: no labels',
-                Reason.PODS_REFUSED,
-                "policy.example",
-            ),
-        ],
-    )
-    def test_told(self, status: int, message: str, reason: Reason, holds: str) -> None:
-        result = of_refused_object(status, message, what="Deployment triage-workers")
-        assert result is not None
-        assert result.reason == reason
-        assert holds in result.message
-
-    @pytest.mark.parametrize("status", [404, 409, 429, 500, 503])
-    def test_what_passes_is_no_trouble(self, status: int) -> None:
-        assert of_refused_object(status, "the server is busy", what="x") is None

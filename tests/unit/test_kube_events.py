@@ -185,6 +185,18 @@ async def test_a_job_that_is_made_again_tells_anew() -> None:
 
 
 @on_simulated_time
+async def test_what_is_remarked_beside_it_changes_nothing_of_what_a_job_tells() -> None:
+    desk = Desk()
+    assert desk.tell("Completed")
+    for status in (404, 503):
+        await pass_time(2 * REPEAT_SECONDS)
+        assert desk.recorder.remark(JOB, reason="NotifyFailing", message=f"it answers {status}", warning=True)
+        assert not desk.tell("Completed"), "it has told that all the time"
+    desk.recorder.forget(JOB.uid)
+    assert desk.recorder._jobs == {}
+
+
+@on_simulated_time
 async def test_jobs_do_not_hush_each_other() -> None:
     desk = Desk()
     for n in range(20):

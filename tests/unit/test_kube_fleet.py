@@ -57,7 +57,7 @@ class Bench:
 
     async def told(self, reason: str | None) -> None:
         """Wait until the fleet's trouble has this reason."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while ((found := self.fleet.trouble()) is not None and found.reason != reason) or (
                 found is None and reason is not None
             ):
@@ -339,13 +339,20 @@ async def test_somebody_outside_owns_the_number_within_its_bounds(cluster: Clust
         bench.fleet.follow(2)
         await settled()
         assert bench.replicas is None, "there is nothing to do yet"
-        await bench.fleet.scale(1)
+        assert (bench.fleet.wants(0), bench.fleet.wants(1)) == (0, 2)
+        await bench.fleet.scale(2)
         await cluster.until(lambda: bench.replicas == 2)
         bench.fleet.follow(50)
+        assert bench.fleet.wants(1) == 3
+        await settled()
+        assert bench.replicas == 2, "the engine has found no room for more yet"
+        await bench.fleet.scale(3)
         await cluster.until(lambda: bench.replicas == 3)
         bench.fleet.follow(0)
         await cluster.until(lambda: bench.replicas == 0)
         bench.fleet.follow(None)
+        assert bench.fleet.wants(1) == 1
+        await bench.fleet.scale(1)
         await cluster.until(lambda: bench.replicas == 1)
         bench.fleet.follow(2)
         await bench.fleet.scale(0)
@@ -363,6 +370,6 @@ async def test_it_is_waited_until_a_number_is_reached_or_not_any_more(cluster: C
         await settled()
         assert not waiting.done()
         cluster.mend(refused)
-        await asyncio.wait_for(waiting, 5)
+        await asyncio.wait_for(waiting, 60)
         assert bench.replicas == 0
         await bench.fleet.settled(stop)

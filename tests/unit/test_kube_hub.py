@@ -72,7 +72,7 @@ def body(uid: str = "u", name: str = "job", generation: int = 1) -> dict[str, An
 
 
 async def emptied(hub: Hub) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while hub.controllers:
             await asyncio.sleep(0.005)
 
@@ -85,7 +85,7 @@ async def test_one_controller_a_resource_from_the_first_sight_to_the_last() -> N
     assert [one.uid for one in bench.made] == ["u", "v"]
     bench.hub.saw("DELETED", body(generation=2))
     assert bench.made[0].heard == ["saw 2", "gone"]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(bench.hub.controllers) == 2:
             await asyncio.sleep(0.005)
     assert bench.hub.controllers == [bench.made[1]]
@@ -107,7 +107,7 @@ async def test_a_controller_that_fails_is_begun_again_and_no_other_notices() -> 
     bench = Bench(failing=2)
     bench.hub.saw(None, body())
     double = bench.made[0]
-    await asyncio.wait_for(double.running.wait(), 5)
+    await asyncio.wait_for(double.running.wait(), 60)
     assert double.runs == 3
     assert [one["job"] for one in bench.log.said("a job's controller failed; it is started again")] == ["job", "job"]
     assert bench.hub.controllers == [double], "it is the same one, and knows what it knew"
@@ -131,20 +131,20 @@ async def test_closing_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -
     bench = Bench(stubborn=True)
     bench.hub.saw(None, body())
     await bench.made[0].running.wait()
-    await asyncio.wait_for(bench.hub.close(), 2)
+    await asyncio.wait_for(bench.hub.close(), 60)
     assert bench.hub.controllers == []
 
 
 async def test_closing_does_not_wait_for_a_controller_that_is_to_be_begun_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "RESTART_SECONDS", (60.0, 60.0))
+    monkeypatch.setattr(module, "RESTART_SECONDS", (600.0, 600.0))
     bench = Bench(failing=9)
     bench.hub.saw(None, body())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not bench.log.lines:
             await asyncio.sleep(0.005)
-    await asyncio.wait_for(bench.hub.close(), 2)
+    await asyncio.wait_for(bench.hub.close(), 60)
 
 
 def test_deployments_are_remembered_as_they_were_seen_last() -> None:
@@ -183,7 +183,7 @@ async def test_resources_that_are_gone_unseen_are_found_by_the_list(
         assert len(bench.hub.controllers) == 5, "a list that cannot be read says nothing"
         cluster.vanish("batchjobs", "job-3", silent=True)
         cluster.mend(refused)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(bench.hub.controllers) == 5:
                 await asyncio.sleep(0.005)
         assert sorted(one.uid for one in bench.hub.controllers) == ["u0", "u1", "u2", "u4"]

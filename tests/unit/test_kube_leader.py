@@ -74,14 +74,14 @@ def holder(cluster: Cluster) -> str | None:
 
 async def test_the_second_takes_over_at_once_when_the_first_gives_back(cluster: Cluster, api: KubeApi) -> None:
     first = Candidate(api, "first")
-    await asyncio.wait_for(first.leads.wait(), 5)
+    await asyncio.wait_for(first.leads.wait(), 60)
     second = Candidate(api, "second")
     await cluster.until(lambda: second.log.said("waiting for the lease"))
     looked = len(cluster.made("get leases"))
     await cluster.until(lambda: len(cluster.made("get leases")) > looked + 6)
     assert not second.leads.is_set()
     first.stop.set()
-    await asyncio.wait_for(first.task, 5)
+    await asyncio.wait_for(first.task, 60)
     assert first.ended_work
     # Sooner than the Lease would have run out.
     await asyncio.wait_for(second.leads.wait(), 0.9 * 5 / FASTER)
@@ -94,7 +94,7 @@ async def test_the_second_takes_over_at_once_when_the_first_gives_back(cluster: 
 async def test_the_second_takes_over_when_the_first_is_dead(cluster: Cluster, api: KubeApi) -> None:
     cluster.put("leases", {"metadata": {"name": "it"}, "spec": _held_by("dead")}, namespace="system")
     second = Candidate(api, "second")
-    await asyncio.wait_for(second.leads.wait(), 8)
+    await asyncio.wait_for(second.leads.wait(), 60)
     assert holder(cluster) == "second"
     second.stop.set()
     await second.task
@@ -102,10 +102,10 @@ async def test_the_second_takes_over_when_the_first_is_dead(cluster: Cluster, ap
 
 async def test_a_lease_that_cannot_be_renewed_ends_the_work(cluster: Cluster, api: KubeApi) -> None:
     first = Candidate(api, "first")
-    await asyncio.wait_for(first.leads.wait(), 5)
+    await asyncio.wait_for(first.leads.wait(), 60)
     cluster.fail(lambda call: call.resource == "leases" and call.verb == "put", 500, "no")
     with pytest.raises(LeaseLost, match="begins anew as a follower"):
-        await asyncio.wait_for(first.task, 8)
+        await asyncio.wait_for(first.task, 60)
     assert not first.leads.is_set()
     assert not first.ended_work
 
@@ -115,7 +115,7 @@ async def test_a_server_that_is_away_for_a_moment_costs_no_lead(
 ) -> None:
     """An API server that is restarted does not end every operator."""
     first = Candidate(api, "first")
-    await asyncio.wait_for(first.leads.wait(), 5)
+    await asyncio.wait_for(first.leads.wait(), 60)
     monkeypatch.setattr(api.client.configuration, "host", "http://127.0.0.1:1")
     await asyncio.wait({first.task}, timeout=0.15)
     monkeypatch.setattr(api.client.configuration, "host", cluster.url)
@@ -131,12 +131,12 @@ async def test_a_server_that_says_nothing_costs_the_lead_in_time(
 ) -> None:
     monkeypatch.setattr(leader, "CALL_SECONDS", 0.2)
     first = Candidate(api, "first")
-    await asyncio.wait_for(first.leads.wait(), 5)
+    await asyncio.wait_for(first.leads.wait(), 60)
     cluster.held = asyncio.Event()
     # Giving back is not answered either; it has a bound of its own.
     monkeypatch.setattr("rowmill_operator.kube.api.TIMEOUT_SECONDS", 0.2)
     with pytest.raises(LeaseLost):
-        await asyncio.wait_for(first.task, 8)
+        await asyncio.wait_for(first.task, 60)
 
 
 async def test_one_that_waits_can_be_told_to_stop(cluster: Cluster, api: KubeApi) -> None:
@@ -144,7 +144,7 @@ async def test_one_that_waits_can_be_told_to_stop(cluster: Cluster, api: KubeApi
     second = Candidate(api, "second")
     await cluster.until(lambda: len(cluster.made("get leases")) > 2)
     second.stop.set()
-    await asyncio.wait_for(second.task, 2)
+    await asyncio.wait_for(second.task, 60)
     assert holder(cluster) == "another"
 
 
@@ -160,11 +160,11 @@ async def test_what_the_work_raises_is_raised_and_the_lease_given_back(cluster: 
 
 async def test_a_lease_that_another_took_is_not_given_back(cluster: Cluster, api: KubeApi) -> None:
     first = Candidate(api, "first")
-    await asyncio.wait_for(first.leads.wait(), 5)
+    await asyncio.wait_for(first.leads.wait(), 60)
     cluster.fail(lambda call: call.resource == "leases" and call.verb == "put", 409, "no")
     cluster.edit("leases", "it", {"spec": {"holderIdentity": "another"}}, namespace="system")
     first.stop.set()
-    await asyncio.wait({first.task}, timeout=8)
+    await asyncio.wait({first.task}, timeout=60)
     await end_tasks([first.task])
     assert holder(cluster) == "another"
 

@@ -11,8 +11,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from rowmill.status import ErrorCount, Phase, RunStatus
 from rowmill_operator.kube.conditions import Reason, Trouble
 from rowmill_operator.kube.events import EventRecorder, Involved
-from rowmill_operator.kube.metrics import JobNumbers, JobsCollector, OperatorMetrics
+from rowmill_operator.kube.metrics import (
+    LAG_SECONDS,
+    STANDSTILL_SECONDS,
+    JobNumbers,
+    JobsCollector,
+    OperatorMetrics,
+    lags,
+)
 from rowmill_operator.kube.report import JobReport
+from rowmill_operator.kube.told import told
 from tests.support.kube_cluster import condition
 from tests.support.kube_lab import Noted
 
@@ -90,6 +98,50 @@ async def test_the_end_of_a_run_is_kept_back_until_it_is_finished(bench: Bench) 
     bench.report.finished(over)
     assert bench.writer.document["phase"] == "Complete"
     assert [one["phase"] for one in bench.writer.all] == ["Running", "Running", "Complete"]
+
+
+@pytest.mark.parametrize(
+    ("over", "says", "reason"),
+    [
+        (RunStatus(phase=Phase.COMPLETE, total=9, succeeded=9), "every row had an outcome, none failed; ", "Completed"),
+        (
+            RunStatus(phase=Phase.COMPLETE, total=9, succeeded=8, failed=1),
+            "every row had an outcome, 1 failed; ",
+            "CompletedWithFailures",
+        ),
+        (
+            RunStatus(phase=Phase.FAILED, message="longer than activeDeadlineSeconds", total=9, succeeded=3),
+            "longer than activeDeadlineSeconds; but ",
+            "DeadlineExceeded",
+        ),
+    ],
+)
+async def test_results_that_were_dropped_are_told_once_and_known_after_a_restart(
+    bench: Bench, over: RunStatus, says: str, reason: str
+) -> None:
+    bench.report.finished(over)
+    before = bench.writer.document
+    for _ in range(2):
+        bench.report.dropped(1_799_000_000.0)
+    assert len(bench.writer.all) == 2
+    document = bench.writer.document
+    assert document["resultsDroppedTime"] == "2027-01-03T18:13:20Z"
+    kept = ("phase", "rows", "completionTime", "done")
+    assert [document.get(name) for name in kept] == [before.get(name) for name in kept]
+    assert bench.ready()["reason"] == reason
+    said = bench.ready()["message"]
+    assert said.startswith(
+        f"{says}the results were dropped on 2027-01-03 18:13 UTC, after spec.resultsRetentionSeconds"
+    )
+    assert "retryGeneration" not in said
+
+    anew = Bench()
+    found = told(document, run_id="1", now=anew.time)
+    assert found is not None
+    assert found.run.dropped_at == 1_799_000_000.0
+    anew.report.resume(found, generation=1, run_id="1")
+    anew.report.dropped(1_799_000_000.0)
+    assert anew.writer.all == [], "it was said before"
 
 
 async def test_events_are_made_only_of_what_becomes_another(bench: Bench) -> None:
@@ -211,6 +263,14 @@ def test_every_number_has_its_name_and_ends_with_its_job() -> None:
         assert line in text
     jobs.clear()
     assert "rowmill_job_rows{" not in generate_latest(registry).decode()
+
+
+def test_a_standstill_counts_as_often_as_somebody_would_have_come() -> None:
+    assert list(lags(-0.001)) == [0.0]
+    assert list(lags(0.01)) == [0.01]
+    assert list(lags(LAG_SECONDS)) == [LAG_SECONDS]
+    assert list(lags(0.12)) == pytest.approx([0.12, 0.07, 0.02])
+    assert len(list(lags(3600.0))) == pytest.approx(STANDSTILL_SECONDS / LAG_SECONDS, abs=1), "a machine that slept"
 
 
 async def test_each_class_of_errors_is_logged_once() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rowmill.ledger.budget import Capacity, why_capped
+from rowmill.ledger.budget import Capacity, Room, why_short
 from rowmill.spec.job_status import JobStatus
 from rowmill.status import ErrorCount, Phase, RunStatus
 from rowmill_operator.engine import engine as engine_module
@@ -263,8 +263,9 @@ def test_writing_results_is_still_running() -> None:
 def test_what_the_engine_says_becomes_a_reason() -> None:
     waiting = dataclasses.replace(RUNNING, message=f"{WAITING}Redis at 10.0.0.9:6379 refuses connections")
     assert reason_of(made(waiting)) == "WaitingForStore"
-    capped = why_capped(Capacity(locks=6400, connections=100), allowed=15, wanted=200)
-    assert reason_of(made(dataclasses.replace(RUNNING, message=capped))) == "CapacityLimited"
+    for demand in (Room(20, 100), Room(600, 100), Room(60, 90_000)):
+        short = why_short(Capacity(locks=6400, connections=97), none=demand.connections > 20, demand=demand)
+        assert reason_of(made(dataclasses.replace(RUNNING, message=short))) == "CapacityLimited"
     assert engine_trouble(RUNNING) is None
     said = made(dataclasses.replace(RUNNING, message="5 of 9 rows failed"))
     assert reason_of(said) == "Running"

@@ -59,12 +59,12 @@ class Watching:
         self.signals += 1
 
     async def next(self, queue: asyncio.Queue[tuple[str | None, str]]) -> tuple[str | None, str]:
-        return await asyncio.wait_for(queue.get(), 10)
+        return await asyncio.wait_for(queue.get(), 60)
 
     async def end(self) -> None:
         self.stop.set()
         try:
-            await asyncio.wait_for(asyncio.shield(self.task), 15)
+            await asyncio.wait_for(asyncio.shield(self.task), 60)
         finally:
             await end_tasks([self.task])
             await self.api.close()
@@ -115,7 +115,7 @@ async def test_a_definition_may_come_go_and_come_again(cluster: Cluster) -> None
     cluster.unserve("batchjobs")
     watching = Watching(cluster)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while "not served" not in (watching.watch.missing or ""):
                 await asyncio.sleep(0.01)
         assert not watching.unserved.is_set(), "there was nothing to forget"
@@ -124,8 +124,8 @@ async def test_a_definition_may_come_go_and_come_again(cluster: Cluster) -> None
         assert (await watching.next(watching.jobs))[1] == "default/one"
         await cluster.until(lambda: cluster.watched("batchjobs"))
         cluster.unserve("batchjobs")
-        await asyncio.wait_for(watching.unserved.wait(), 10)
-        async with asyncio.timeout(15):
+        await asyncio.wait_for(watching.unserved.wait(), 60)
+        async with asyncio.timeout(60):
             while "not served" not in (watching.watch.missing or ""):
                 await asyncio.sleep(0.01)
         cluster.serve("batchjobs")
@@ -180,11 +180,11 @@ async def test_the_process_ends_by_a_signal_after_kopf_has_started(
     assert process.stdout is not None
     output = asyncio.create_task(process.stdout.read())
     try:
-        await cluster.until(lambda: cluster.watched("batchjobs"), within=30)
+        await cluster.until(lambda: cluster.watched("batchjobs"), within=90)
         cluster.put("batchjobs", batch_job())
-        await cluster.until(lambda: _phase(cluster) == "Running", within=20)
+        await cluster.until(lambda: _phase(cluster) == "Running", within=90)
         process.send_signal(number)
-        code = await asyncio.wait_for(process.wait(), 15)
+        code = await asyncio.wait_for(process.wait(), 60)
         assert code == 0, (await output).decode()
         said = (await output).decode()
         assert "stopped; workers go on" in said

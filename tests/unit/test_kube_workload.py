@@ -445,7 +445,6 @@ def seen_by_a_worker(job: BatchJob, identity: RunIdentity) -> list[Any]:
     simulated = executor_of(job, identity, secrets=reader) if job.spec.mode == "Simulate" else None
     return [
         resolved.concurrency,
-        resolved.workers,
         resolved.locks_a_row,
         resolved.keep_keys_seconds,
         resolved.rules.timeout,

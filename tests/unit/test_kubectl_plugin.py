@@ -104,6 +104,11 @@ class TestStatus:
             ),
             (batch_job(phase="Invalid"), "is no address. (InvalidSpec)", "kubectl describe batchjob triage -n support"),
             (batch_job(generation=3, observed=2), "has not looked at the edit yet", "--watch"),
+            (
+                batch_job(phase="Complete", rows={"failed": 3}, resultsDroppedTime="2026-01-01T10:00:00Z"),
+                "2026-01-01T10:00:00Z (the recorded outcomes, after their retention)",
+                "change spec.runId for a new run",
+            ),
             (batch_job(message="no image", reason="ImagePullFailed", true=("Stalled",)), "No image.", "describe"),
         ],
     )
@@ -363,6 +368,17 @@ class TestRetry:
         kubectl.answers("patch", out=batch_job())
         assert run(capsys, "retry", "triage", "--force")[0] == 0
 
+    def test_what_was_dropped_cannot_be_had_by_force(
+        self, kubectl: KubectlDouble, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        dropped = batch_job(phase="Complete", rows={"failed": 3}, resultsDroppedTime="2026-01-01T10:00:00Z")
+        kubectl.answers(*GET, out=dropped)
+        for options in ([], ["--force"]):
+            code, _, err = run(capsys, "retry", "triage", *options)
+            assert code == 2
+            assert "were dropped on 2026-01-01 10:00 UTC, after spec.resultsRetentionSeconds; change spec.runId" in err
+        assert kubectl.called("patch") == []
+
     def test_a_run_that_failed_with_rows_left_goes_on_with_them(
         self, kubectl: KubectlDouble, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -483,7 +499,7 @@ def test_ctrl_c_ends_a_watch_and_its_process(kubectl: KubectlDouble) -> None:
     )
     _appears(kubectl.hanging)
     process.send_signal(2)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "rowmill: interrupted\n"
 

@@ -127,6 +127,12 @@ class TestNothingIsLost:
                 "(Postgres is away)",
             ),
             ("", "rowmill: the ledger knows no run x\ncommand terminated with exit code 1\n", 1, "knows no run x"),
+            (
+                "",
+                "rowmill: BatchJob x: the results of this run were dropped on …\n",
+                1,
+                "rowmill: BatchJob x: the results",
+            ),
             ("", "command terminated with exit code 137\n", 137, "It ran out of memory"),
         ],
     )
@@ -186,7 +192,7 @@ class TestNothingIsLost:
             assert process.poll() is None
             tick.wait(0.05)
         process.send_signal(2)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (130, "rowmill: interrupted\n")
         assert removed(kubectl)
 
@@ -271,6 +277,21 @@ def test_no_results_yet_costs_no_pod(
     assert len(double.calls) == 1
 
 
+@pytest.mark.parametrize("output", [{}, {"output": {"uri": "s3://bucket/triage/1/"}}])
+def test_results_that_were_dropped_cost_no_pod(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], output: dict[str, Any]
+) -> None:
+    double = KubectlDouble(tmp_path / "double")
+    monkeypatch.setenv("KUBECTL", str(double.binary))
+    job = batch_job(phase="Complete", rows={"failed": 3}, resultsDroppedTime="2026-01-01T10:00:00Z", **output)
+    double.answers("get batchjobs.rowmill.dev", out=job)
+    code, out, err = run(capfd)
+    assert (code, out) == (2, "")
+    assert "were dropped on 2026-01-01 10:00 UTC, after spec.resultsRetentionSeconds" in err
+    assert ("s3://bucket/triage/1/" in err) is bool(output)
+    assert len(double.calls) == 1
+
+
 class TestThePod:
     JOB = JobView(
         batch_job(
@@ -321,7 +342,7 @@ class TestThePod:
         assert process.stdout is not None
         assert process.stdout.readline() == b"\n"
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
         process.stdout.close()
 
     def test_no_secret_and_no_outcome_is_no_error_of_anybody(self) -> None:

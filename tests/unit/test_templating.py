@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -213,6 +214,21 @@ def test_what_cannot_work_is_found_when_compiling(template: str, told: str) -> N
     with pytest.raises(TemplateError, match=r"^spec\.x: ") as caught:
         compile_value(template, path="spec.x")
     assert told.lower() in caught.value.message.lower()
+
+
+def test_filters_are_not_asked_for_their_signatures_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes milliseconds each time, in which a process that checks manifests does nothing else."""
+    compile_value("{{ row.x | upper }}", path="p")
+    asked: list[object] = []
+
+    def signature(function: Any) -> inspect.Signature:
+        asked.append(function)
+        return inspect.Signature()
+
+    monkeypatch.setattr("rowmill.templating.filters.inspect.signature", signature)
+    problems, _ = template_problems(["{{ row.y | replace('a', 'b') }}", "{{ row.y | upper(1, 2, 3) }}"], path="p")
+    assert [problem.path for problem in problems] == ["p[1]"]
+    assert asked == []
 
 
 def test_all_problems_of_a_value_are_told_at_once() -> None:

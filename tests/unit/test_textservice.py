@@ -175,18 +175,18 @@ async def test_it_tells_its_address_and_ends_when_told(how: str) -> None:
     process = await start("--port", "0", *(["--follow-stdin"] if how == "stdin" else []))
     assert process.stdout is not None
     assert process.stdin is not None
-    address = (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
+    address = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().strip()
     host, _, port = address.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     body = json.dumps(GOOD).encode()
     writer.write(b"POST /v1/names HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    assert b"livingston-municipal" in await asyncio.wait_for(reader.read(), 20)
+    assert b"livingston-municipal" in await asyncio.wait_for(reader.read(), 60)
     writer.close()
     if how == "stdin":
         process.stdin.close()
     else:
         process.send_signal(signal.SIGTERM if how == "sigterm" else signal.SIGINT)
-    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    _, errors = await asyncio.wait_for(process.communicate(), 60)
     assert (process.returncode, errors) == (0, b"")
 
 
@@ -194,7 +194,7 @@ async def test_a_port_that_is_taken_is_said_plainly() -> None:
     server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     process = await start("--port", str(port))
-    _, errors = await asyncio.wait_for(process.communicate(), 20)
+    _, errors = await asyncio.wait_for(process.communicate(), 60)
     server.close()
     assert process.returncode == 1
     assert b"cannot listen on port" in errors

@@ -71,7 +71,7 @@ class Run:
         for row in rows:
             self.committer.add(row)
         self.committer.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await running
 
 

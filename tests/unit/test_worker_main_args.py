@@ -182,7 +182,7 @@ def test_a_worker_of_its_image_answers_while_it_waits_for_its_stores(tmp_path: P
         assert answer(port, "/metrics")[0] == 200
         assert worker.poll() is None
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=30) == 0, errors.read_text()
+        assert worker.wait(timeout=60) == 0, errors.read_text()
     finally:
         with contextlib.suppress(ProcessLookupError):
             worker.kill()
@@ -204,7 +204,7 @@ def wait_for_port(worker: subprocess.Popen[bytes], errors: Path) -> int:
 
 def answer(port: int, path: str) -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -57,7 +57,6 @@ def worker_job(job: BatchJob, identity: RunIdentity, *, environ: Mapping[str, st
     run = str(identity)
     return Job(
         concurrency=effective_concurrency(spec, environ, spec.executor.kind),
-        workers=spec.workers.max_replicas,
         rules=CallRules(
             timeout=spec.timeout_seconds,
             acquire_timeout=spec.concurrency.acquire_timeout_seconds,

@@ -1,4 +1,4 @@
-"""Keeps the lock session open and the heartbeat fresh.
+"""Keeps the lock session open, its share of locks in step with others', and the heartbeat fresh.
 
 When the session is lost every waiting row goes back to the window (its claim died with the session) and nothing new
 starts until a session is open again; rows that run go on, and their locks are taken again as far as nobody else has
@@ -16,9 +16,9 @@ from rowmill.ledger import LockSession
 from rowmill.window import WorkWindow
 from rowmill_worker.dispatcher import Dispatcher
 from rowmill_worker.held import HeldRow
+from rowmill_worker.quota import LockQuota
 
 LOOK_SECONDS = 0.1
-PING_SECONDS = 5.0
 RETRY_SECONDS = (0.1, 2.0)
 HEARTBEAT_EVERY_SECONDS = 0.5
 
@@ -31,6 +31,7 @@ class SessionKeeper:
         self,
         *,
         locks: LockSession,
+        quota: LockQuota,
         dispatcher: Dispatcher,
         give_back: Callable[[list[HeldRow]], None],
         lost: Callable[[], None],
@@ -39,6 +40,7 @@ class SessionKeeper:
         rng: random.Random,
     ) -> None:
         self._locks = locks
+        self._quota = quota
         self._dispatcher = dispatcher
         self._give_back = give_back
         self._lost = lost
@@ -48,16 +50,14 @@ class SessionKeeper:
         self._rng = rng
 
     async def run(self) -> None:
-        pinged = self._now()
         delay = RETRY_SECONDS[0]
         while True:
             try:
                 if not self._locks.is_open:
                     await self._reopen()
                     delay = RETRY_SECONDS[0]
-                elif self._now() - pinged >= PING_SECONDS:
-                    pinged = self._now()
-                    await self._locks.ping()
+                elif self._quota.due:
+                    await self._quota.look()  # the session is seen to live by that
                 await asyncio.sleep(LOOK_SECONDS)
             except StoreUnavailable as error:
                 self._away(error)
@@ -74,6 +74,7 @@ class SessionKeeper:
         self._give_back(waiting)
         await self._locks.open()
         await self._relock(self._dispatcher.running)
+        await self._quota.look()
         self._dispatcher.pump()
 
     async def _relock(self, running: list[HeldRow]) -> None:

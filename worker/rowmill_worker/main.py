@@ -25,7 +25,6 @@ from prometheus_client import CollectorRegistry
 from rowmill.errors import InvalidInput, RowmillError, StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger, RunRecord
-from rowmill.ledger.budget import rows_a_worker
 from rowmill.spec import BatchJob, gathers_rows, identity_of, load_manifest_file
 from rowmill.tasks import set_within
 from rowmill.telemetry.batches import BatchMetrics
@@ -209,10 +208,6 @@ async def _work(
     redact.add(reader.redactor().redact)  # what the manifest refers to is known now, and stays out of every line
     rng = random.Random(secrets.randbits(64))
     consumer = f"{settings.name}-{secrets.token_hex(4)}"
-    capacity = await _patiently(ledger.runs.capacity, stop=stop, log=log)
-    if capacity is None:
-        await executor.close()
-        return 0
     worker = Worker(
         record=record,
         job=resolved,
@@ -225,9 +220,6 @@ async def _work(
             log=log,
             request_id=lambda row: request_id(record.identity, row),
             now=asyncio.get_running_loop().time,
-        ),
-        budget=rows_a_worker(
-            capacity, workers=resolved.workers, concurrency=resolved.most_slots, locks_a_row=resolved.locks_a_row
         ),
         rng=rng,
         reached=settings.reached,

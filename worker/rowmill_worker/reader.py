@@ -20,6 +20,7 @@ from rowmill.ledger import LockSession, Turn, Work
 from rowmill.status import Phase
 from rowmill.tasks import set_within
 from rowmill.window import Delivery, EpochOver, Later, WorkWindow
+from rowmill.window.work import SMALLEST_TAKE
 from rowmill_worker.claimer import ELSEWHERE_SECONDS, Admission, Claimer
 from rowmill_worker.held import HeldRow, HeldRows
 from rowmill_worker.prefetch import Rate, rows_to_read
@@ -59,7 +60,7 @@ class Reader:
         claimer: Claimer,
         pipeline: Pipeline,
         concurrency: Callable[[], int],
-        budget: int,
+        budget: Callable[[], int],
         rate: Rate,
         room: asyncio.Event,
         now: Callable[[], float],
@@ -82,6 +83,8 @@ class Reader:
         self._last_generation = 0
         self._recover_at = 0.0
         self._next_shard = 0
+        self.asked = 0
+        """Rows that were asked for and are not in the table of what is held yet."""
         self.window: WorkWindow | None = None
         """The window of the epoch that is on, or None."""
 
@@ -126,17 +129,22 @@ class Reader:
             waiting=self._pipeline.waiting,
             held=len(self._held),
             held_bytes=self._held.bytes,
-            budget=self._budget,
+            budget=self._budget(),
         )
         if wanted <= 0:
             await self._wait_for_room()
             return
-        rows = await window.take(wanted)
-        if not rows:
-            self._next_shard = (self._next_shard + 1) % window.shards
-            rows = await window.wait(self._next_shard, IDLE_SECONDS)
-        if rows:
-            await self._admit(window, rows)
+        self.asked = max(wanted, SMALLEST_TAKE)
+        try:
+            rows = await window.take(wanted)
+            if not rows:
+                self.asked = 1
+                self._next_shard = (self._next_shard + 1) % window.shards
+                rows = await window.wait(self._next_shard, IDLE_SECONDS)
+            if rows:
+                await self._admit(window, rows)
+        finally:
+            self.asked = 0
 
     async def _wait_for_room(self) -> None:
         self._room.clear()
@@ -175,6 +183,7 @@ class Reader:
     async def _admit(self, window: WorkWindow, rows: list[Delivery]) -> None:
         assert self._turn is not None
         self._pipeline.was_read(rows)
+        self.asked = 0  # from here on they are in the table
         new: list[HeldRow] = []
         busy: dict[int, list[Later]] = defaultdict(list)
         for delivery in rows:

@@ -23,6 +23,7 @@ from typing import Any
 
 from rowmill.errors import StoreUnavailable
 from rowmill.ledger import Ledger, RunRecord
+from rowmill.ledger.budget import locks_needed
 from rowmill.outcome import Outcome
 from rowmill.row import Entry
 from rowmill.tasks import end_tasks
@@ -39,6 +40,7 @@ from rowmill_worker.held import HeldRow, HeldRows
 from rowmill_worker.keeper import SessionKeeper, keep_heartbeat
 from rowmill_worker.outcomes import failed
 from rowmill_worker.prefetch import Rate
+from rowmill_worker.quota import LockQuota
 from rowmill_worker.reader import Reader
 from rowmill_worker.release import Releaser
 from rowmill_worker.sweeper import Sweeper
@@ -64,11 +66,9 @@ class LimitsRule:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker needs of the manifest, resolved. `workers` is how many there may be, `keep_keys_seconds` is
-    `dedupe.ttlSeconds`."""
+    """What a worker needs of the manifest, resolved. `keep_keys_seconds` is `dedupe.ttlSeconds`."""
 
     concurrency: int
-    workers: int
     rules: CallRules
     rows: RowReader
     adaptive: tuple[int, int] | None = None
@@ -93,7 +93,7 @@ def _nothing(stage: str, seqs: Sequence[int]) -> None:
 
 
 class Worker:
-    """`budget` bounds the rows held at once (each is an advisory lock). `reached` is told of every stage that rows pass
+    """`reached` is told of every stage that rows pass
     (claimed, committed, unlocked, finished): tests stop a worker exactly there."""
 
     def __init__(
@@ -106,7 +106,6 @@ class Worker:
         window: Window,
         executor: Executor,
         events: Events,
-        budget: int,
         rng: random.Random,
         now: Callable[[], float] = time.monotonic,
         reached: Callable[[str, Sequence[int]], None] = _nothing,
@@ -122,7 +121,8 @@ class Worker:
         self._now = now
         self._reached = reached
         self._rate = Rate()
-        self._locks = ledger.lock_session(record, consumer=consumer)
+        needs = locks_needed(concurrency=job.most_slots, locks_a_row=job.locks_a_row)
+        self._locks = ledger.lock_session(record, consumer=consumer, needs=needs)
         self._work = ledger.work(record, worker=consumer)
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
@@ -165,6 +165,14 @@ class Worker:
             grants=self._grants,
             tokens=self._tokens,
         )
+        self._quota = LockQuota(
+            locks=self._locks,
+            needs=needs,
+            locks_a_row=job.locks_a_row,
+            rows_held=lambda: len(self.held) + self._reader.asked,
+            now=now,
+            rng=rng,
+        )
         self._reader = Reader(
             work=self._work,
             open_window=self._open_window,
@@ -175,7 +183,7 @@ class Worker:
             ),
             pipeline=self,
             concurrency=lambda: self.gate.limit,
-            budget=budget,
+            budget=lambda: self._quota.rows,
             rate=self._rate,
             room=self._dispatcher.taken,
             now=now,
@@ -183,6 +191,7 @@ class Worker:
         )
         self._keeper = SessionKeeper(
             locks=self._locks,
+            quota=self._quota,
             dispatcher=self._dispatcher,
             give_back=self._releaser.add,
             lost=events.session_lost,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,23 +76,23 @@ async def _write(dsn: str, identity: RunIdentity, *, failed: bool, output: Path 
         record = await ledger.find_run(identity)
         if record is None:
             return 0
-        pages = ledger.results(record, failed_only=failed)
-        if output is not None and format == "openai":
-            answered, refused = await export_openai(pages, output, identity)
-            _say(
-                f"{answered:,} answers: {output}"
-                + (f"; {refused:,} failures: {error_file_of(output)}" if refused else "")
-            )
-            return answered + refused
-        if output is not None:
-            return await export(pages, output)
-        count = 0
-        async for page in pages:
-            text = "".join([json_line(outcome) + "\n" for outcome in page])
-            count += len(page)
-            if not write_out(text):
-                break
-        return count
+        async with contextlib.aclosing(ledger.results(record, failed_only=failed)) as pages:
+            if output is not None and format == "openai":
+                answered, refused = await export_openai(pages, output, identity)
+                _say(
+                    f"{answered:,} answers: {output}"
+                    + (f"; {refused:,} failures: {error_file_of(output)}" if refused else "")
+                )
+                return answered + refused
+            if output is not None:
+                return await export(pages, output)
+            count = 0
+            async for page in pages:
+                text = "".join([json_line(outcome) + "\n" for outcome in page])
+                count += len(page)
+                if not write_out(text):
+                    break
+            return count
     finally:
         await ledger.close()
 

@@ -24,6 +24,7 @@ def retry(folder: Path, quiet: bool) -> int:
     Rows that succeeded are not called again. The same could be had by raising spec.retryGeneration in the manifest.
     Exit codes are those of `rowmill run`.
     """
+    from rowmill.errors import ResultsDropped
     from rowmill.spec import load_manifest_file
     from rowmill_cli.commands.execute import execute
     from rowmill_cli.interrupts import Interrupts
@@ -33,14 +34,20 @@ def retry(folder: Path, quiet: bool) -> int:
     with Interrupts() as interrupts, State.hold(folder, create=False) as state:
         last = state.last_run()
         job = load_manifest_file(state.job_file)
-        generation = max(job.spec.retry_generation, state.retry_generation(last.identity)) + 1
+        before = state.retry_generation(last.identity)
+        generation = max(job.spec.retry_generation, before) + 1
         state.raise_retry_generation(last.identity, generation)
-        return execute(
-            effective(job, options=Options(), retry_generation=generation),
-            state=state,
-            manifest=last.manifest,
-            output=last.output,
-            again=shlex.join(["rowmill", "run", str(last.manifest), "--state", str(state.folder)]),
-            interrupts=interrupts,
-            quiet=quiet,
-        )
+        try:
+            return execute(
+                effective(job, options=Options(), retry_generation=generation),
+                state=state,
+                manifest=last.manifest,
+                output=last.output,
+                again=shlex.join(["rowmill", "run", str(last.manifest), "--state", str(state.folder)]),
+                interrupts=interrupts,
+                quiet=quiet,
+            )
+        except ResultsDropped:
+            # Else `rowmill run` would ask for it again, of a run that is complete and stays so.
+            state.lower_retry_generation(last.identity, before)
+            raise

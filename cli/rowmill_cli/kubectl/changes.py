@@ -22,8 +22,11 @@ class Change:
 
 
 def retry(job: JobView, *, access: Access, force: bool) -> Change:
-    """Raise the generation by one. Raises NotNow where it makes no sense; `force` does it all the same."""
+    """Raise the generation by one. Raises NotNow where it makes no sense; `force` does it all the same, if it can be
+    done."""
     again = max(job.retry_generation, job.run_generation) + 1
+    if job.seen and job.results_dropped:
+        raise NotNow(job.results_dropped)
     if not force:
         _worth_a_retry(job, access)
     rows = job.rows

@@ -108,6 +108,8 @@ def next_steps(job: JobView, *, access: Access) -> list[str]:
             "# is the operator there, and does it serve this namespace?",
             "kubectl get pods --all-namespaces -l app.kubernetes.io/component=operator",
         ]
+    if job.results_dropped and (job.ended or job.reason == "ResultsDropped"):
+        return ["# its results are kept no more, so nothing of it can be run again: change spec.runId for a new run"]
     if job.refused:
         return [
             "# correct the manifest and apply it again; by itself nothing will happen",
@@ -177,6 +179,8 @@ def _facts(job: JobView, now: float) -> Iterable[tuple[str, str]]:
     if (left := _left(job, now)) is not None:
         yield "time left", f"about {duration(left)} (until {text(job.status, 'estimatedCompletionTime')})"
     yield from _times(job, now)
+    if job.results_dropped:
+        yield "dropped", f"{text(job.status, 'resultsDroppedTime')} (the recorded outcomes, after their retention)"
     workers = part(job.status, "workers")
     if not job.ended:
         owner = part(job.spec, "workers").get("scaling") == "External"

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
-from rowmill_cli.kubectl.errors import ClusterError
+from rowmill_cli.kubectl.errors import ClusterError, NotNow
 from rowmill_cli.kubectl.refusals import printable, spoken
 
 RECEIPT: Final = "rowmill-receipt "
@@ -76,10 +76,9 @@ def check(receipt: Receipt | None, *, came: int, code: int, said: list[str]) -> 
         return receipt
     words = spoken("\n".join(said)).removeprefix("rowmill: ")
     if code and receipt is None and not came:
-        hint = {
-            1: " If the run was over long ago, spec.resultsRetentionSeconds may have passed",
-            137: " It ran out of memory",
-        }.get(code, "")
+        if code == 1 and words:  # the reader looked, and there is nothing to be had
+            raise NotNow(words)
+        hint = " It ran out of memory" if code == 137 else ""
         raise ClusterError(f"the reader failed (exit code {code}): {words or 'it said nothing'}.{hint}".rstrip("."))
     of = f" of {receipt.bytes:,}" if receipt is not None else ""
     raise ClusterError(

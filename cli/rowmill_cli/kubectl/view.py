@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from rowmill.status import when_dropped
 from rowmill_cli.kubectl.refusals import printable
 
 ENDED: Final = ("Complete", "Failed")
@@ -107,6 +108,16 @@ class JobView:
     @property
     def output_uri(self) -> str:
         return text(part(self.status, "output"), "uri")
+
+    @property
+    def results_dropped(self) -> str | None:
+        """That the recorded outcomes are gone, in a sentence."""
+        dropped = self.time("resultsDroppedTime")
+        if dropped is None:
+            return None
+        return (
+            f"the results of {self.where}, run {self.run_id}, {when_dropped(dropped)}; change spec.runId to run again"
+        )
 
     @property
     def image(self) -> str:

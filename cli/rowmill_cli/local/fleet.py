@@ -98,6 +98,10 @@ class ProcessFleet:
     """Set when a worker says that its input cannot be used before any was ready: no other will do better."""
     _recorded: list[int] = field(default_factory=list, init=False)
 
+    def wants(self, desired: int) -> int:
+        """Nobody else says how many."""
+        return desired
+
     async def scale(self, desired: int) -> None:
         """Have `desired` workers, soon: reap, replace, start, drain. Never waits for a worker."""
         now = self.clock()

@@ -19,7 +19,7 @@ from typing import Any
 
 from rowmill.errors import RowmillError, StoreUnavailable
 from rowmill.identity import RunIdentity
-from rowmill.ledger import Ledger
+from rowmill.ledger import Kept, Ledger, RunRecord
 from rowmill.outcome import State as Outcome
 from rowmill.spec.job import BatchJob
 from rowmill.status import Phase, RunStatus
@@ -34,8 +34,10 @@ from rowmill_cli.local.files import open_log
 from rowmill_cli.local.fleet import ProcessFleet, end_left_behind
 from rowmill_cli.local.servers import Endpoints, LocalServers
 from rowmill_cli.local.state import State
+from rowmill_cli.local.webhook import tell_webhook
 from rowmill_cli.progress import ProgressSink
 from rowmill_operator.engine.engine import Engine
+from rowmill_operator.engine.retention import Expiry
 from rowmill_operator.results import PartsWriter, Shape, StoreFolder, open_folder
 from rowmill_operator.results.upload import in_thread
 
@@ -47,7 +49,7 @@ DRAIN_MARGIN_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended: `results` were written where it is not None."""
+    """How a run ended: `results` were written where it is not None, and not now where they were dropped long ago."""
 
     status: RunStatus
     interrupted: bool
@@ -92,6 +94,7 @@ class Runner:
                 ledger = await Ledger.connect(endpoints.postgres_dsn, application_name=APPLICATION_NAME)
                 ends.push_async_callback(ledger.close)
                 await ledger.migrate()
+                await self._drop_expired(ledger)
                 window = await Window.connect(endpoints.redis_url)
                 ends.push_async_callback(window.close)
                 keeping = asyncio.create_task(self._keep_alive(servers))
@@ -105,9 +108,45 @@ class Runner:
                     return Ended(await self._as_recorded(ledger, status), interrupted=True, results=None)
                 if parts is not None:
                     await end_tasks([writing])
+                if status.dropped_at is not None:
+                    return Ended(status, interrupted=False, results=None)
                 done = await self._export(ledger, parts)
                 place = self.results if parts is None else parts.summary.uri
+                if done:
+                    await self._tell(ledger, status, place)
                 return Ended(status, interrupted=not done, results=place if done else None)
+
+    async def _drop_expired(self, ledger: Ledger) -> None:
+        """Drop what runs of this ledger have left for longer than their manifests say; this one's is at hand."""
+        installation = self.identity.installation
+        expiry = Expiry(installation=installation, log=self.log)
+        try:
+            mine = Kept(self.identity, self.job.spec.results_retention_seconds)
+            await ledger.retention.note(installation, [mine], replace=True)
+            more = True
+            while more:
+                turn = await expiry.turn(ledger)
+                more = turn.more
+                for run in turn.dropped:
+                    self.say(
+                        f"the results of {run} were dropped: spec.resultsRetentionSeconds have passed since its end"
+                    )
+        except StoreUnavailable as error:
+            self.log.warning("results whose retention is over cannot be dropped now; tried again", reason=str(error))
+
+    async def _tell(self, ledger: Ledger, status: RunStatus, place: Path | str) -> None:
+        """Tell the webhook, whose trouble is never the run's."""
+        await tell_webhook(
+            self.job,
+            self.identity,
+            status,
+            results=place if isinstance(place, str) else None,
+            ledger=ledger,
+            environ=self.environ,
+            interrupts=self.interrupts,
+            say=self.say,
+            log=self.log,
+        )
 
     async def _parts(self, ledger: Ledger) -> PartsWriter | None:
         """What writes to an object store, with the credentials of this environment; None where a file is written."""
@@ -172,6 +211,7 @@ class Runner:
             base=self.base,
             cache=self.state.cache,
             log=self.log,
+            output_pending=True,
         )
         watchers = [
             asyncio.create_task(self._on_stop(stop, fleet)),
@@ -207,8 +247,7 @@ class Runner:
         if parts is not None:
             work: asyncio.Task[object] = asyncio.create_task(parts.finish())
         else:
-            pages = ledger.results(record)
-            work = asyncio.create_task(export(pages, Path(self.results), columns=self.columns, include=self.include))
+            work = asyncio.create_task(self._write_file(ledger, record))
         loop = asyncio.get_running_loop()
         with self.interrupts.told(lambda count: void(loop.call_soon_threadsafe(work.cancel))):
             try:
@@ -216,6 +255,11 @@ class Runner:
             except asyncio.CancelledError:
                 return False
         return True
+
+    async def _write_file(self, ledger: Ledger, record: RunRecord) -> None:
+        async with contextlib.aclosing(ledger.results(record)) as pages:
+            await export(pages, Path(self.results), columns=self.columns, include=self.include)
+        await ledger.runs.output_written(record)
 
     async def _keep_alive(self, servers: LocalServers) -> None:
         """Start a server of ours again that has ended (out of memory, say); engine and workers wait for it."""

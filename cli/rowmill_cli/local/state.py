@@ -136,6 +136,10 @@ class State:
         generations[_key(identity)] = max(generation, self.retry_generation(identity))
         self._save({"retryGenerations": generations})
 
+    def lower_retry_generation(self, identity: RunIdentity, generation: int) -> None:
+        """Take back a generation that was asked for and refused."""
+        self._save({"retryGenerations": {**(self._load().get("retryGenerations") or {}), _key(identity): generation}})
+
     def _check_layout(self) -> None:
         layout = self._load().get("layout", LAYOUT)
         if layout != LAYOUT:

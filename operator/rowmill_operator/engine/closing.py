@@ -17,16 +17,18 @@ from rowmill_operator.engine.lifecycle import ended
 
 
 async def close_run(record: RunRecord, *, ledger: Ledger, window: Window, why: str) -> None:
-    """Close a run's window; a run that has ended stays as it is, any other becomes Suspended with `why`.
+    """Close a run's window; a run that has ended stays as it is, any other becomes Suspended with `why`. Nobody writes
+    its results elsewhere any more, so that from now on they are kept for their retention and not longer.
 
     May be repeated. Raises StateInUse (another engine drives it), StoreUnavailable, Superseded.
     """
-    if record.epoch == 0 and record.phase is Phase.PENDING:
+    if record.dropped_at is not None or (record.epoch == 0 and record.phase is Phase.PENDING):
         return
     await ledger.leadership.take(record.id)
     try:
         record = await ledger.runs.take_over(record.id)
         await window.feed(token=record.token, shards=record.shards).close(record.epoch)
+        await ledger.runs.output_written(record)
         if not ended(record.phase):
             await ledger.runs.save_phase(record, Phase.SUSPENDED, why)
     finally:

@@ -13,7 +13,7 @@ from concurrent.futures import Executor as ThreadPool
 from dataclasses import dataclass, replace
 
 from rowmill.errors import StoreUnavailable
-from rowmill.ledger import Leadership, RangeCounts, RunRecord, Runs
+from rowmill.ledger import Leadership, RangeCounts, RunRecord, Runs, Shares
 from rowmill.row import Position
 from rowmill.sources import Source
 from rowmill.status import Phase, RunStatus
@@ -33,6 +33,8 @@ TICK_SHARE = 0.1
 ERRORS_EVERY_SECONDS = 3.0
 CENSUS_EVERY_SECONDS = 2.0
 COUNT_BLOCK_ROWS = 10_000
+COUNT_SHARE = 0.5
+"""Of the time, at most, for counting ahead: it would keep the interpreter from whoever else shares it, for seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,8 @@ class Rules:
     failure: FailureRule | None
     deadline_seconds: float | None
     bounds: WindowBounds
-    workers_allowed: int
-    """What Postgres can carry; `capped` says so where the manifest allows more."""
-    capped: str
+    locks_a_worker: int
+    """Locks of rows that a worker needs; see `rowmill.ledger.budget`."""
 
 
 def _unheard(status: RunStatus, size: int) -> None:
@@ -57,6 +58,7 @@ class Tools:
 
     runs: Runs
     window: FeedWindow
+    shares: Shares
     fleet: Fleet
     sink: StatusSink
     threads: ThreadPool
@@ -176,8 +178,11 @@ class Conductor:
         loop = asyncio.get_running_loop()
         blocks = self._source.blocks(Position(), max_rows=COUNT_BLOCK_ROWS)
         end = 1
+        began = self._tools.now()
         while (block := await loop.run_in_executor(self._tools.threads, next, blocks, None)) is not None:
             end = block.end.seq
+            await asyncio.sleep((self._tools.now() - began) * (1 / COUNT_SHARE - 1))
+            began = self._tools.now()
         self._total = end - 1
 
     async def _tell(self, looks: list[ShardLook], counts: RangeCounts) -> None:
@@ -194,15 +199,19 @@ class Conductor:
         )
         # Rows that are missing in the end are fed again: until then somebody must be there to finish what is left.
         wanted = max(self._scaler.desired(load, now=now), 1 if entries else 0)
-        desired = min(wanted, self._rules.workers_allowed)
-        await self._tools.fleet.scale(desired)
+        wanted = self._tools.fleet.wants(wanted)
+        granted = await self._tools.shares.grant(self._record.id, wanted=wanted, needs=self._rules.locks_a_worker)
+        desired = ready
+        if granted.workers is not None:
+            desired = granted.workers
+            await self._tools.fleet.scale(desired)
         errors = self.status.errors
         if now >= self._errors_at:
             self._errors_at = now + ERRORS_EVERY_SECONDS
             errors = await self._tools.runs.error_counts(self._record) if counts.failed else []
         self.status = replace(
             self.status,
-            message=await self._tools.fleet.failure() or (self._rules.capped if desired < wanted else ""),
+            message=await self._tools.fleet.failure() or granted.why,
             total=self._total,
             fed=self._state.position.seq - 1,
             queued=entries - running,

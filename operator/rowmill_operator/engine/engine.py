@@ -22,8 +22,16 @@ from typing import Any
 
 from rowmill.errors import FrozenChanged, InvalidInput, PlaceUnavailable, SourceChanged, StateInUse, StoreUnavailable
 from rowmill.identity import RunIdentity
-from rowmill.ledger import FeedPosition, Leadership, Ledger, RangeCounts, RunRecord, Superseded
-from rowmill.ledger.budget import why_capped, workers_allowed
+from rowmill.ledger import (
+    FeedPosition,
+    Leadership,
+    Ledger,
+    RangeCounts,
+    RunRecord,
+    Superseded,
+    results_dropped,
+)
+from rowmill.ledger.budget import locks_needed
 from rowmill.row import Position
 from rowmill.sources import Content, Source, open_source, prune_cache
 from rowmill.spec import BatchJob, frozen_changes, frozen_part, missing_columns, slot_bounds
@@ -37,7 +45,15 @@ from rowmill_operator.engine.autoscaler import Autoscaler, Scaling
 from rowmill_operator.engine.conductor import Conductor, Rules, Tools, Verdict
 from rowmill_operator.engine.feeder import FeedState, WindowBounds
 from rowmill_operator.engine.gaps import take_census
-from rowmill_operator.engine.lifecycle import FailureRule, ended, limit_changes, limit_lowered, reopens, window_trusted
+from rowmill_operator.engine.lifecycle import (
+    FailureRule,
+    ended,
+    limit_changes,
+    limit_lowered,
+    message_of_dropped,
+    reopens,
+    window_trusted,
+)
 from rowmill_operator.engine.ports import Fleet, StatusSink
 from rowmill_operator.engine.progress import RateMeter
 
@@ -55,7 +71,8 @@ class Engine:
     there is none named). Both are asked anew at each opening; what they raise ends the run as what a source raises
     does. `policy` is what a source may be fetched from (None: everything), `ambient` allows this process's own identity
     at object stores, `cache_bytes` bounds the cache. `fetchers` are the threads that sources are fetched in: a slow
-    server must not hold up other runs' feeding where `threads` are shared (default: `threads`).
+    server must not hold up other runs' feeding where `threads` are shared (default: `threads`). `output_pending`: the
+    results are written elsewhere by somebody who calls `Runs.output_written` then; they are not dropped before.
     """
 
     def __init__(
@@ -78,6 +95,7 @@ class Engine:
         policy: AddressPolicy | None = None,
         ambient: bool = True,
         cache_bytes: int | None = None,
+        output_pending: bool = False,
         bounds: WindowBounds | None = None,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -100,6 +118,7 @@ class Engine:
         self._policy = policy
         self._ambient = ambient
         self._cache_bytes = cache_bytes
+        self._output_pending = output_pending
         self._over = threading.Event()
         self._now = now
         self._wall = wall
@@ -121,9 +140,9 @@ class Engine:
     async def run(self, *, stop: asyncio.Event) -> RunStatus:
         """Drive the run until it ends or `stop` is set; returns its last status.
 
-        Raises FrozenChanged (the manifest does not fit the run), InvalidInput (nor its source), SourceChanged,
-        StateInUse (another engine drives it), Superseded. Stores that are away are waited for, and a source whose
-        place is.
+        Raises FrozenChanged (the manifest does not fit the run), ResultsDropped (it asks for more of one whose results
+        are gone), InvalidInput (its source does not fit), SourceChanged, StateInUse (another engine drives it),
+        Superseded. Stores that are away are waited for, and a source whose place is.
         """
         delay, place_delay = RETRY_SECONDS[0], PLACE_RETRY_SECONDS[0]
         lead_since: float | None = None
@@ -178,7 +197,7 @@ class Engine:
         await leadership.take(record.id)
         try:
             record = await self._ledger.runs.take_over(record.id)
-            record = await self._agree(record)
+            record = await self._kept(await self._agree(record))
             window = self._window.feed(token=record.token, shards=record.shards)
             if ended(record.phase) and not self._reopens(record):
                 return await self._already_ended(record, window)
@@ -192,6 +211,7 @@ class Engine:
                 raise StoreUnavailable("the ledger went back in time; this run goes on from what it knows") from error
             raise
         finally:
+            await self._ledger.shares.leave(record.id)
             with contextlib.suppress(StoreUnavailable):
                 await leadership.release(record.id)
 
@@ -213,6 +233,18 @@ class Engine:
             )
         return record
 
+    async def _kept(self, record: RunRecord) -> RunRecord:
+        """Have the ledger keep the results for as long as the manifest says; a run that is dropped stays as it is."""
+        if record.dropped_at is not None:
+            if self._reopens(record):
+                raised = self._job.spec.retry_generation > record.generation
+                raise results_dropped(record, "spec.retryGeneration" if raised else "spec.source.limit")
+            return record
+        wanted = (self._job.spec.results_retention_seconds, self._output_pending)
+        if (record.retention_seconds, record.output_pending) == wanted:
+            return record
+        return await self._ledger.runs.keep_results(record, seconds=wanted[0], output_pending=wanted[1])
+
     def _reopens(self, record: RunRecord) -> bool:
         return reopens(record, retry_generation=self._job.spec.retry_generation, row_limit=self._row_limit)
 
@@ -220,7 +252,11 @@ class Engine:
         """The ledger knows the end of this run: nothing is read, nothing is called."""
         await window.close(record.epoch)
         await self._fleet.scale(0)
-        await self._report(await self._final(record, record.phase, record.message, record.counts))
+        status = await self._final(record, record.phase, record.message, record.counts)
+        if (at := record.dropped_at) is not None:
+            said = message_of_dropped(record.phase, record.message, failed=status.failed, dropped_at=at)
+            status = replace(status, message=said, dropped_at=at)
+        await self._report(status)
         return self._status
 
     async def _suspend(self, record: RunRecord) -> RunStatus:
@@ -271,7 +307,7 @@ class Engine:
             record, state = await self._begin_epoch(record, window, generation=generation, first=1)
         elif record.phase is not Phase.RUNNING:
             await self._ledger.runs.save_phase(record, Phase.RUNNING)
-        rules = await self._rules()
+        rules = self._rules()
         while True:
             conductor = Conductor(
                 record=record,
@@ -299,26 +335,22 @@ class Engine:
             else:
                 return self._status
 
-    async def _rules(self) -> Rules:
-        """What the manifest says, within what the ledger's server can carry."""
+    def _rules(self) -> Rules:
+        """What the manifest says."""
         spec = self._job.spec
         policy = spec.failure_policy
-        capacity = await self._ledger.runs.capacity()
-        allowed = workers_allowed(
-            capacity, concurrency=slot_bounds(spec, {})[1], locks_a_row=2 if spec.dedupe else 1
-        )
         return Rules(
             failure=FailureRule(policy.max_failed_percent, policy.min_processed_rows) if policy else None,
             deadline_seconds=spec.active_deadline_seconds,
             bounds=self._bounds,
-            workers_allowed=allowed,
-            capped=why_capped(capacity, allowed=allowed, wanted=spec.workers.max_replicas),
+            locks_a_worker=locks_needed(concurrency=slot_bounds(spec, {})[1], locks_a_row=2 if spec.dedupe else 1),
         )
 
     def _tools(self, window: FeedWindow) -> Tools:
         return Tools(
             runs=self._ledger.runs,
             window=window,
+            shares=self._ledger.shares,
             fleet=self._fleet,
             sink=self._sink,
             threads=self._threads,

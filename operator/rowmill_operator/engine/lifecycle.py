@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rowmill.ledger import RunRecord
-from rowmill.status import Phase
+from rowmill.status import Phase, when_dropped
 from rowmill.window import ShardLook
 
 
@@ -47,6 +47,17 @@ def over_deadline(*, started_at: float | None, wall_now: float, deadline: float 
 def reopens(record: RunRecord, *, retry_generation: int, row_limit: int | None) -> bool:
     """Whether a run that has ended goes on: more rows are asked for, or the failed ones again."""
     return retry_generation > record.generation or limit_raised(record, row_limit)
+
+
+def message_of_dropped(phase: Phase, message: str, *, failed: int, dropped_at: float) -> str:
+    """What is said of a run that is over, and whose results were dropped: `message` is why it failed, if it did."""
+    gone = f"the results {when_dropped(dropped_at)}"
+    if gone in message:
+        return message
+    if phase is Phase.FAILED:
+        return f"{message}; but {gone}: change spec.runId instead"
+    failures = f"{failed:,} failed; {gone}: change spec.runId to run again" if failed else f"none failed; {gone}"
+    return f"every row had an outcome, {failures}"
 
 
 def limit_raised(record: RunRecord, row_limit: int | None) -> bool:

@@ -10,6 +10,11 @@ from rowmill.status import RunStatus
 class Fleet(Protocol):
     """The workers of one run."""
 
+    def wants(self, desired: int) -> int:
+        """How many workers there are to be where the engine would have `desired`: as many, unless their number is
+        somebody else's to say. 0 stays 0."""
+        ...
+
     async def scale(self, desired: int) -> None:
         """Have `desired` workers, soon. Idempotent; called every tick, so that dead ones are replaced."""
         ...

@@ -68,6 +68,7 @@ class Reason(StrEnum):
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     INVALID_SPEC = "InvalidSpec"
     FROZEN_FIELD_CHANGED = "FrozenFieldChanged"
+    RESULTS_DROPPED = "ResultsDropped"
     NOT_AVAILABLE = "NotAvailable"
     SOURCE_INVALID = "SourceInvalid"
     SOURCE_CHANGED = "SourceChanged"
@@ -91,6 +92,7 @@ REFUSALS = frozenset(
     {
         Reason.INVALID_SPEC,
         Reason.FROZEN_FIELD_CHANGED,
+        Reason.RESULTS_DROPPED,
         Reason.NOT_AVAILABLE,
         Reason.SOURCE_INVALID,
         Reason.SOURCE_CHANGED,

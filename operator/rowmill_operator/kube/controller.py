@@ -18,7 +18,7 @@ by what their status says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -26,7 +26,7 @@ from typing import Any
 
 from rowmill.errors import InvalidInput, RowmillError
 from rowmill.identity import RunIdentity
-from rowmill.ledger import Ledger
+from rowmill.ledger import Kept, Ledger
 from rowmill.spec import BatchJob, Place, identity_of, not_available, parse_job
 from rowmill.status import Phase, RunStatus
 from rowmill.tasks import end_tasks, set_within
@@ -40,6 +40,7 @@ from rowmill_operator.kube.conditions import Reason, Trouble
 from rowmill_operator.kube.events import EventRecorder, Involved
 from rowmill_operator.kube.fleet import KubeFleet, remove_workers
 from rowmill_operator.kube.metrics import JobNumbers
+from rowmill_operator.kube.notices import JobNotices, NotifyTools
 from rowmill_operator.kube.pod_template import WorkloadSettings
 from rowmill_operator.kube.report import JobReport
 from rowmill_operator.kube.runner import RunTools, drive
@@ -56,6 +57,13 @@ STOP_SECONDS = 10.0
 """How long an engine that is told to stop may take before it is cancelled; what it held is found again."""
 PODS_GONE_SECONDS = 1.0
 FLUSH_SECONDS = 5.0
+FIRST_WORD_SECONDS = 5.0
+"""How long the work on a manifest waits, at most, for the first word on it to be written: of many that come at once all
+are answered before one is begun."""
+NOTICES_SECONDS = 600.0
+"""How much longer a job stays whose time to live is over while its webhook does not take what it is told."""
+FIRST_TRIES_SECONDS = 3.0
+"""How long a deletion waits for a webhook to be asked at all. After that it is not told any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class Tools:
     workload: WorkloadSettings
     live: Callable[[str, str], Mapping[str, Any] | None]
     run: RunTools
+    notify: NotifyTools
     now: Callable[[], float]
     wall: Callable[[], float]
     log: Logger
@@ -92,14 +101,25 @@ class JobController:
         self._writer = StatusWriter(
             patch=self._patch_status, current=body.get("status"), log=self._log, now=tools.now, wrote=tools.wrote
         )
+        involved = Involved(self.namespace, self.name, self.uid)
+        self._notices = JobNotices(
+            involved=involved,
+            api=tools.api,
+            stores=tools.stores,
+            installation=tools.installation,
+            events=tools.events,
+            tools=tools.notify,
+            log=self._log,
+        )
         self._report = JobReport(
-            involved=Involved(self.namespace, self.name, self.uid),
+            involved=involved,
             writer=self._writer,
             events=tools.events,
             now=tools.now,
             wall=tools.wall,
             fleet_trouble=lambda: self._fleet.trouble() if self._fleet is not None else None,
             log=self._log,
+            said=self._notices.saw,
         )
         self._remember()
 
@@ -121,6 +141,21 @@ class JobController:
             self._report.generation = generation(body)
             self._report.tell()
 
+    def kept(self) -> Kept | None:
+        """What the manifest of a job at rest says of its results; None of any other job."""
+        if not settled(self._body):
+            return None
+        try:
+            job = self._checked(self._body)
+        except JobTrouble:
+            return None
+        return Kept(identity_of(job, installation=self._tools.installation), job.spec.results_retention_seconds)
+
+    def results_dropped(self, identity: RunIdentity, at: float) -> None:
+        """The outcomes of this run were dropped (seconds since the epoch); a job at rest tells it."""
+        if settled(self._body) and self._report.run_id == identity.run_id:
+            self._report.dropped(at)
+
     def gone(self) -> None:
         """The resource is not there any more."""
         self._gone = True
@@ -133,6 +168,7 @@ class JobController:
 
     async def run(self) -> None:
         writing = asyncio.create_task(self._writer.run(), name="status writer")
+        telling = asyncio.create_task(self._notices.run(), name="notices")
         try:
             while True:
                 self._changed.clear()
@@ -143,7 +179,7 @@ class JobController:
                     self._tools.events.forget(self.uid)
                     return
         finally:
-            await end_tasks([writing])
+            await end_tasks([writing, telling])
 
     async def _turn(self) -> bool:
         """Pursue what the resource asks for until it changes; whether it is gone for good."""
@@ -189,13 +225,21 @@ class JobController:
     async def _attempt(self, body: Body, stop: asyncio.Event) -> None:
         self._report.begin(generation=generation(body))
         if settled(body):
+            self._notices.follow(self._at_rest(body))
+            self._notices.saw(self._writer.document)
             await self._rest(body, stop)
             return
         began = self._tools.now()
-        job = self._checked(body)
+        try:
+            job = self._checked(body)
+        except JobTrouble:
+            self._notices.follow(None)  # nothing of a manifest that is refused is trusted, its webhook neither
+            raise
+        self._notices.follow(job)
         identity = identity_of(job, installation=self._tools.installation)
         self._report.concerns(identity.run_id)
         self._report.tell()
+        await self._writer.flush(timeout=FIRST_WORD_SECONDS)
         await self._hold(body)
         ledger, window = await self._tools.stores.get()
         await self._close_others(identity, ledger=ledger, window=window)
@@ -217,6 +261,15 @@ class JobController:
         if problems := not_available(job, Place.CLUSTER):
             raise JobTrouble(Reason.NOT_AVAILABLE, problems_of(InvalidInput(where, problems)), edit=True)
         return job
+
+    def _at_rest(self, body: Body) -> BatchJob | None:
+        """The job of a resource that is done with, where it has a webhook: what was not heard yet is told on."""
+        if not _part(body, "spec").get("notify"):
+            return None
+        try:
+            return self._checked(body)
+        except JobTrouble:
+            return None
 
     async def _drive(
         self, job: BatchJob, identity: RunIdentity, *, ledger: Ledger, window: Window, stop: asyncio.Event
@@ -278,6 +331,8 @@ class JobController:
         if await set_within(stop, max(0.0, left)):
             return
         await self._writer.flush(timeout=FLUSH_SECONDS)
+        if await _either(stop, self._notices.courier.ended(within=NOTICES_SECONDS)):
+            return
         self._log.info("its time to live is over; it is deleted", ttl_seconds=body["spec"]["ttlSecondsAfterFinished"])
         await self._tools.api.delete(path_of("batchjobs", self.namespace, self.name), uid=self.uid)
         await stop.wait()
@@ -285,7 +340,8 @@ class JobController:
     async def _close_others(self, identity: RunIdentity, *, ledger: Ledger, window: Window) -> None:
         """Rows of another run of this job are not worked on any more; what it has done stays in the ledger."""
         for record in await ledger.runs.of_job(identity.installation, identity.namespace, identity.name):
-            if record.identity != identity and not ended(record.phase):
+            # One that is over may still have results to write: nobody does that any more.
+            if record.identity != identity and (not ended(record.phase) or record.output_pending):
                 await close_run(record, ledger=ledger, window=window, why=f"spec.runId became {identity.run_id}")
 
     # -- being deleted
@@ -305,6 +361,7 @@ class JobController:
                 if not await self._clear(stop):
                     return False
                 if not self._gone:
+                    await _either(stop, self._notices.courier.tried(within=FIRST_TRIES_SECONDS))
                     await self._release()
                 return True
             except RowmillError as error:
@@ -408,6 +465,16 @@ class JobController:
                     reason=str(one.get("reason", "")),
                     message=str(one.get("message", "")),
                 )
+
+
+async def _either(stop: asyncio.Event, waiting: Coroutine[Any, Any, object]) -> bool:
+    """Wait for `stop` or for what ends by itself; whether it was `stop`."""
+    tasks = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(waiting)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end_tasks(tasks)
+    return stop.is_set()
 
 
 # -- what a resource says. Pure.

@@ -43,6 +43,7 @@ JOBS = 10_000
 """Jobs that are remembered; the one that has been silent for longest is forgotten first."""
 
 _NAME_CHARS = 253
+_ASIDE = "/aside"
 CONFLICT = 409
 
 Send = Callable[[str, dict[str, Any]], Awaitable[object]]
@@ -145,8 +146,15 @@ class EventRecorder:
 
     def tell(self, involved: Involved, *, reason: str, message: str, warning: bool) -> bool:
         """What the job tells now. Returns whether that became an event (which may still be lost on its way)."""
+        return self._tell(involved.uid, involved, reason=reason, message=message, warning=warning)
+
+    def remark(self, involved: Involved, *, reason: str, message: str, warning: bool) -> bool:
+        """The same of something beside the job's own state, which goes on being what the job tells."""
+        return self._tell(involved.uid + _ASIDE, involved, reason=reason, message=message, warning=warning)
+
+    def _tell(self, who: str, involved: Involved, *, reason: str, message: str, warning: bool) -> bool:
         what = (reason, cut(message, MESSAGE_BYTES))
-        telling = self._jobs.get(involved.uid)
+        telling = self._jobs.get(who)
         if telling is None:
             telling = _Telling(what)
         elif telling.now == what:
@@ -163,7 +171,7 @@ class EventRecorder:
         telling.before.move_to_end(what)
         while len(telling.before) > TOLD_A_JOB:
             telling.before.popitem(last=False)
-        self._keep(involved.uid, telling)
+        self._keep(who, telling)
         self._queue.append(
             event_manifest(
                 involved,
@@ -181,6 +189,7 @@ class EventRecorder:
     def forget(self, uid: str) -> None:
         """The job is gone."""
         self._jobs.pop(uid, None)
+        self._jobs.pop(uid + _ASIDE, None)
 
     async def run(self) -> None:
         """Send until cancelled."""

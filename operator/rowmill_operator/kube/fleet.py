@@ -88,6 +88,12 @@ class KubeFleet:
 
     # -- what the engine and the controller say
 
+    def wants(self, desired: int) -> int:
+        """As many as somebody outside says, where they own the number. Nothing to do needs nobody, whoever owns it."""
+        if self._external is None or desired == 0:
+            return desired
+        return min(self._external, self._most)
+
     async def scale(self, desired: int) -> None:
         if desired != self._wanted:
             self._wanted = desired
@@ -105,18 +111,15 @@ class KubeFleet:
         return self._refused or self._pods_trouble
 
     def follow(self, replicas: int | None) -> None:
-        """Have this many workers while there is work, whatever the engine wants; None: as the engine wants."""
+        """Have this many workers while there is work, whatever the engine wants; None: as the engine wants. More than
+        there are only when the engine has asked for room for them (`wants`), within two seconds."""
         self._external = replicas
         self._woken.set()
 
     @property
     def desired(self) -> int:
-        """Workers that there should be. Nothing to do needs nobody, whoever owns the number."""
-        wanted = self._wanted or 0
-        if self._external is None or wanted == 0:
-            return wanted
-        # Each worker's share of the server's locks was reckoned with `maxReplicas` of them.
-        return min(self._external, self._most)
+        """Workers that there should be: never more than the engine found room for."""
+        return min(self._wanted or 0, self._external if self._external is not None else self._most)
 
     # -- bringing the cluster to it
 

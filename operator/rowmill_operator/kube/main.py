@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -31,14 +32,21 @@ from rowmill_operator.kube.events import EventRecorder
 from rowmill_operator.kube.hub import Deployments, Hub
 from rowmill_operator.kube.leader import lead
 from rowmill_operator.kube.metrics import JobsCollector, OperatorMetrics
+from rowmill_operator.kube.notices import NotifyTools
 from rowmill_operator.kube.pod_template import WorkloadSettings
+from rowmill_operator.kube.retention import keep_retention
 from rowmill_operator.kube.runner import RunTools
 from rowmill_operator.kube.settings import OperatorSettings
 from rowmill_operator.kube.stores import Stores
 from rowmill_operator.kube.sweep import sweep_gone
 from rowmill_operator.kube.watch import Watch, watch_registry
+from rowmill_operator.notify import AT_ONCE, Poster
 
 UPLOADS_AT_ONCE = 2
+
+SWITCH_SECONDS = 0.001
+"""How long a thread that reads a source may keep the interpreter while the loop waits for it, a fifth of the default:
+the loop asks for it several times a turn."""
 
 
 def main() -> int:
@@ -60,6 +68,11 @@ def main() -> int:
 async def _main(settings: OperatorSettings, log: Logger) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    # What was imported stays to the end. A full collection, which everybody waits for, takes a tenth of a second with
+    # it and a few milliseconds without; feeding causes several a second.
+    gc.collect()
+    gc.freeze()
 
     def signals() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,7 +114,8 @@ async def _work(
         stores = Stores(redis_url=settings.redis_url, postgres_dsn=settings.postgres_dsn, now=loop.time)
         ends.push_async_callback(stores.close)
         pools = [_threads(settings.threads, name) for name in ("feed", "fetch", "upload")]
-        for pool in pools:
+        names = _threads(AT_ONCE, "names")  # a name that nobody answers for keeps a thread for seconds
+        for pool in (*pools, names):
             ends.callback(pool.shutdown, wait=False, cancel_futures=True)
         events = EventRecorder(
             send=lambda namespace, body: api.create(path_of("events", namespace), body),
@@ -133,6 +147,10 @@ async def _work(
                 metrics=EngineMetrics(registry),
                 log=log,
             ),
+            notify=NotifyTools(
+                Poster(policy=settings.policy, threads=names, slots=asyncio.Semaphore(AT_ONCE), wall=time.time),
+                metrics.notified,
+            ),
             now=loop.time,
             wall=time.time,
             log=log,
@@ -147,6 +165,12 @@ async def _work(
             asyncio.create_task(events.run(), name="events"),
             asyncio.create_task(metrics.probe_loop(loop.time), name="lag"),
             asyncio.create_task(sweep_gone(hub, api=api, namespaces=settings.namespaces, log=log), name="sweep"),
+            asyncio.create_task(
+                keep_retention(
+                    hub, stores=stores, installation=settings.installation, log=log, dropped=metrics.run_dropped
+                ),
+                name="retention",
+            ),
         ]
         ends.push_async_callback(end_tasks, helpers)
         watch = Watch(

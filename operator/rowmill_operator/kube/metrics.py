@@ -17,10 +17,12 @@ from prometheus_client.registry import Collector
 
 from rowmill.status import RunStatus
 
-LAG_SECONDS = 0.25
+LAG_SECONDS = 0.05
 """Between two probes of the event loop."""
+STANDSTILL_SECONDS = 60.0
+"""A loop that was away for longer was not held up: the machine slept."""
 
-_LAGS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+_LAGS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 5.0)
 _RECONCILE = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -59,6 +61,17 @@ class OperatorMetrics:
             buckets=_RECONCILE,
             registry=registry,
         )
+        self._dropped = Counter(
+            "rowmill_operator_runs_dropped_total",
+            "Runs whose outcomes were dropped because their retention was over.",
+            registry=registry,
+        )
+        self._notified = Counter(
+            "rowmill_operator_notifications_total",
+            "Tries to tell a webhook of a job: delivered, retried (it is tried again), failed (it is given up).",
+            ["result"],
+            registry=registry,
+        )
         self.leader = Gauge("rowmill_operator_leader", "1 while this operator leads.", registry=registry)
 
     def called(self, verb: str, resource: str, code: int) -> None:
@@ -71,6 +84,14 @@ class OperatorMetrics:
     def event_written(self, result: str) -> None:
         self._events.labels(result).inc()
 
+    def run_dropped(self) -> None:
+        """The outcomes of a run were dropped."""
+        self._dropped.inc()
+
+    def notified(self, result: str) -> None:
+        """A try to tell a webhook ended so."""
+        self._notified.labels(result).inc()
+
     def reconciled(self, seconds: float) -> None:
         self._reconcile.observe(seconds)
 
@@ -79,7 +100,20 @@ class OperatorMetrics:
         while True:
             due = now() + LAG_SECONDS
             await asyncio.sleep(LAG_SECONDS)
-            self._lag.observe(max(0.0, now() - due))
+            for lag in lags(now() - due):
+                self._lag.observe(lag)
+
+
+def lags(late: float) -> Iterator[float]:
+    """What probes from outside would have seen, one every `LAG_SECONDS`, of a loop that came back `late` seconds late.
+
+    A loop that probes itself is held up with its probe: a standstill of a second would count as one probe among many,
+    though twenty came to a closed door.
+    """
+    left = min(max(0.0, late), STANDSTILL_SECONDS)
+    yield left
+    while (left := left - LAG_SECONDS) > 0:
+        yield left
 
 
 class JobsCollector(Collector):

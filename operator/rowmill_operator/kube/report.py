@@ -7,12 +7,13 @@ and its workers are told to go: whoever waits for `Complete` may read them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from rowmill.status import Phase, RunStatus
 from rowmill.telemetry.logging import Logger
-from rowmill_operator.engine.lifecycle import ended
+from rowmill_operator.engine.lifecycle import ended, message_of_dropped
 from rowmill_operator.kube.conditions import Reason, Trouble, telling
 from rowmill_operator.kube.events import EventRecorder, Involved
 from rowmill_operator.kube.status import Output, Workers, status_document
@@ -24,7 +25,8 @@ _OF_OUTPUT = (Reason.OUTPUT_UNAVAILABLE, Reason.SECRET_MISSING)
 
 
 class JobReport:
-    """Implements the engine's `StatusSink`. `now` is monotonic, `wall` seconds since the epoch."""
+    """Implements the engine's `StatusSink`. `now` is monotonic, `wall` seconds since the epoch. `said` is given every
+    status document."""
 
     def __init__(
         self,
@@ -36,6 +38,7 @@ class JobReport:
         wall: Callable[[], float],
         fleet_trouble: Callable[[], Trouble | None],
         log: Logger,
+        said: Callable[[Mapping[str, Any]], None] = lambda _: None,
     ) -> None:
         self._involved = involved
         self._writer = writer
@@ -44,6 +47,7 @@ class JobReport:
         self._wall = wall
         self._fleet_trouble = fleet_trouble
         self._log = log
+        self._said = said
         self._classes: set[str] = set()
         self._trouble: Trouble | None = None
         self._output_trouble: Trouble | None = None
@@ -122,6 +126,13 @@ class JobReport:
         self._trouble, self._writing = None, False
         self.tell()
 
+    def dropped(self, at: float) -> None:
+        """The outcomes of a run that was told to be over are gone since `at`."""
+        if self.run.dropped_at is None:
+            said = message_of_dropped(self.run.phase, self.run.message, failed=self.run.failed, dropped_at=at)
+            self.run = replace(self.run, dropped_at=at, message=said)
+            self.tell()
+
     def deleting(self) -> None:
         """The resource is being deleted."""
         self._deleting = True
@@ -146,6 +157,7 @@ class JobReport:
             ended_at=self.run.ended_at,
         )
         self._writer.submit(document)
+        self._said(document)
         said = telling(document["conditions"])
         if said is not None and not self._writer.gone:
             reason, message, warning = said

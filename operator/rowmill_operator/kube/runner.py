@@ -41,6 +41,8 @@ from rowmill_operator.kube.status import Output
 from rowmill_operator.kube.troubles import JobTrouble
 from rowmill_operator.results import OutputSummary, PartsWriter, Shape, open_folder, states
 
+SHOW_SECONDS = 10.0
+"""How long the end of a run whose results were dropped waits for a look at its folder."""
 REOPEN_SECONDS = 60.0
 """How long a writer that is refused keeps the credentials that it was opened with."""
 
@@ -99,6 +101,7 @@ async def drive(
         policy=tools.policy,
         ambient=tools.ambient,
         cache_bytes=tools.cache_bytes,
+        output_pending=results is not None,
     )
     try:
         status = await engine.run(stop=stop)
@@ -106,7 +109,7 @@ async def drive(
         if writing is not None:
             await end_tasks([writing])
     if results is not None and ended(status.phase) and not stop.is_set():
-        await results.finish()
+        await (results.finish() if status.dropped_at is None else results.show())
     return status
 
 
@@ -159,9 +162,18 @@ class Results:
             summary = await (await self._opened()).finish()
         except (InvalidInput, PlaceUnavailable) as error:
             raise JobTrouble(Reason.OUTPUT_UNAVAILABLE, str(error)) from error
+        self._tell(summary)
+        return summary
+
+    async def show(self) -> None:
+        """Of a run whose outcomes were dropped: what its folder holds, where that can be seen. Nothing else is owed."""
+        with contextlib.suppress(RowmillError, TimeoutError):
+            async with asyncio.timeout(SHOW_SECONDS):
+                self._tell(await (await self._opened()).finish())
+
+    def _tell(self, summary: OutputSummary) -> None:
         failures = f"{summary.uri}failures.jsonl" if summary.failures else None
         self._report.output = Output(summary.uri, summary.parts, failures)
-        return summary
 
     async def _opened(self) -> PartsWriter:
         if self._writer is None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from rowmill.ledger.budget import SHARED
 from rowmill.status import Phase, RunStatus
 from rowmill_operator.kube.conditions import (
     INVALID,
@@ -52,9 +53,6 @@ WAITING = "waiting: "
 
 WAITING_FOR_SOURCE = "waiting for the source: "
 """And while the place of its source is."""
-
-CAPPED = " workers instead of "
-"""What it says within its message while Postgres carries no more workers."""
 
 _STEPS = ((120, 10), (3600, 60), (86_400, 600), (float("inf"), 3600))
 """By how much an estimate is rounded (seconds), by the time that is left."""
@@ -126,6 +124,7 @@ def status_document(
         "successRate": success_rate(run),
         "rowsPerMinute": max(0, round(run.rows_per_minute)) if phase == Phase.RUNNING else 0,
         **_times(run, before if same else {}, now=now, started_at=started_at, ended_at=ended_at),
+        "resultsDroppedTime": rfc3339(run.dropped_at) if run.dropped_at is not None else None,
         "workers": _workers(run, workers),
         "output": _output(output),
         "errors": _errors(run),
@@ -145,7 +144,7 @@ def engine_trouble(run: RunStatus) -> Trouble | None:
             return Trouble(Reason.SOURCE_UNAVAILABLE, run.message)
         if run.message.startswith(WAITING):
             return Trouble(Reason.WAITING_FOR_STORE, run.message)
-        if CAPPED in run.message:
+        if SHARED in run.message:
             return Trouble(Reason.CAPACITY_LIMITED, run.message)
     return None
 

@@ -54,6 +54,7 @@ def told(status: Mapping[str, Any] | None, *, run_id: str, now: float) -> Told |
         seconds_left=_seconds_until(status.get("estimatedCompletionTime"), now=now),
         workers_desired=_count(workers.get("desired")),
         workers_ready=_count(workers.get("ready")),
+        dropped_at=_time(status.get("resultsDroppedTime")),
         errors=[
             ErrorCount(str(e.get("class")), _count(e.get("count")), _count(e.get("exampleRow")))
             for e in (errors if isinstance(errors, list) else [])
@@ -73,11 +74,16 @@ def _count(value: object) -> int:
 
 def _seconds_until(time: object, *, now: float) -> float | None:
     """None of what is no time, or has passed."""
+    at = _time(time)
+    return at - now if at is not None and at > now else None
+
+
+def _time(text: object) -> float | None:
+    """Seconds since the epoch; None of what is no time."""
     try:
-        seconds = datetime.fromisoformat(str(time)).timestamp() - now
+        return datetime.fromisoformat(str(text)).timestamp()
     except (ValueError, OverflowError):
         return None
-    return seconds if seconds > 0 else None
 
 
 def _dict(value: object) -> Mapping[str, Any]:

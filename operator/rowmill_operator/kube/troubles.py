@@ -12,6 +12,7 @@ from rowmill.errors import (
     FrozenChanged,
     InvalidInput,
     PlaceUnavailable,
+    ResultsDropped,
     RowmillError,
     SourceChanged,
     StateInUse,
@@ -49,6 +50,8 @@ def met(error: RowmillError) -> Met:
             return Met(Trouble(error.reason, str(error)), error.edit)
         case FrozenChanged():
             return Met(Trouble(Reason.FROZEN_FIELD_CHANGED, problems_of(error)), edit=True)
+        case ResultsDropped():
+            return Met(Trouble(Reason.RESULTS_DROPPED, problems_of(error)), edit=True)
         case InvalidInput():
             # The manifest itself was checked before: what is met later is what it leads to, and that may be mended.
             return Met(Trouble(Reason.SOURCE_INVALID, str(error)))

@@ -24,7 +24,7 @@ WORKER_FIELDS: Final = frozenset(
 OPERATOR_FIELDS: Final = frozenset(
     {
         *("source", "retry_generation", "failure_policy", "suspend", "completion_target_seconds"),
-        *("active_deadline_seconds", "ttl_seconds_after_finished", "results_retention_seconds"),
+        *("active_deadline_seconds", "ttl_seconds_after_finished", "results_retention_seconds", "notify"),
     }
 )
 """Fields that only the engine reads. Every field of the spec is in one of the two, and a new one must be put there."""

@@ -32,6 +32,9 @@ Failure at each step, and what it leaves:
                              worst an older checkpoint, which the next one of the other writer heals, or an older part
                              of another size, which `finish` notices in the listing.
     another job's folder     InvalidInput: the checkpoint names the run that it belongs to
+
+Outcomes are not dropped before the output is written (`Runs.output_written`). Once they are, nothing is written any
+more: `finish` says what the folder holds, and lets everything be, whatever is missing there by then.
 """
 
 from __future__ import annotations
@@ -130,6 +133,7 @@ class PartsWriter:
         self._now = now
         self._turn = asyncio.Lock()
         self._plan: Plan | None = None
+        self._dropped = False
         self._last_summary = OutputSummary(folder.uri, 0, 0, 0, complete=False, reason="")
         self.problem: str | None = None
 
@@ -200,6 +204,7 @@ class PartsWriter:
 
     async def finish(self) -> OutputSummary:
         """Write what is missing of a run that has ended, and the checkpoint; an output that is finished costs one look.
+        Of a run whose outcomes were dropped: say what is there.
 
         Raises InvalidInput (denied, not there, another job's), PlaceUnavailable or StoreUnavailable after `patience`,
         Superseded where the run goes on elsewhere. Call it again then: what was written stays.
@@ -217,7 +222,7 @@ class PartsWriter:
                 raise
             except (PlaceUnavailable, StoreUnavailable, ForeignCheckpoint, RacedError) as error:
                 self._tell(error)
-                if self._now() - began >= self._pace.patience_seconds:
+                if self._dropped or self._now() - began >= self._pace.patience_seconds:
                     if isinstance(error, PlaceUnavailable | StoreUnavailable):
                         raise
                     raise PlaceUnavailable(f"{self._folder.uri}: {error}") from error
@@ -308,10 +313,14 @@ class PartsWriter:
             )
         if record.phase not in _ENDED:
             raise Superseded(f"the run {self._identity} goes on")
+        self._dropped = record.dropped_at is not None
         counts = await self._runs.progress(record)
         state = await self._book.open(record)
+        if self._dropped:
+            return self.summary
         if _is_the_end(state, record, counts):
             if await self._book.is_ours():
+                await self._runs.output_written(record)
                 return self.summary
             self._book.state = None
             raise ForeignCheckpoint("another writer has written the checkpoint since")
@@ -337,6 +346,7 @@ class PartsWriter:
         except BaseException:
             state.complete, state.phase = False, Phase.RUNNING.value
             raise
+        await self._runs.output_written(record)
         self._log.info("the output is written", rows=state.rows, parts=len(state.parts), failures=state.failures)
         return self.summary
 

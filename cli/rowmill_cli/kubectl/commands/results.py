@@ -81,6 +81,9 @@ def results(
 
 
 def _worth_reading(job: JobView) -> None:
+    if job.results_dropped:
+        also = f". Results were written to {job.output_uri}" if job.output_uri else ""
+        raise NotNow(job.results_dropped + also)
     if not job.run_id or not job.image:
         raise NotNow(f"{job.where} has no results yet ({job.phase}): {job.message}")
     if not job.rows.done and not job.ended:
