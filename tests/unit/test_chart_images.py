@@ -48,7 +48,7 @@ def test_an_image_has_all_that_its_part_needs_and_nothing_to_develop_with(part: 
 
 
 def test_workers_carry_nothing_of_kubernetes() -> None:
-    assert not set(pinned("requirements/worker.lock")) & {"kopf", "kubernetes", "pyarrow"}
+    assert not set(pinned("requirements/worker.lock")) & {"kopf", "kubernetes"}
 
 
 def test_no_lock_names_a_place() -> None:
