@@ -51,10 +51,13 @@ COPY requirements/worker.lock requirements/
 RUN python3 -m venv --without-pip /opt/rowmill \
  && /opt/tools/bin/python -m pip --python /opt/rowmill/bin/python install --quiet --no-compile --only-binary :all: \
       --require-hashes --requirement requirements/worker.lock
+# As of the operator: executors store files by pyarrow, and need no more of it.
+RUN cd /opt/rowmill/lib/python3*/site-packages/pyarrow \
+ && rm -rf include includes src tests *flight* libarrow_python.so libarrow_python.so.*.*.* *.pyx *.pxd *.pxi
 COPY --from=wheel /wheels /wheels
 RUN /opt/tools/bin/python -m pip --python /opt/rowmill/bin/python install --quiet --no-compile --no-deps --no-index /wheels/*.whl \
  && /opt/rowmill/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/rowmill/lib \
- && /opt/rowmill/bin/python -c "import rowmill_worker.__main__"
+ && /opt/rowmill/bin/python -c "import pyarrow.fs, rowmill_worker.__main__"
 
 
 # Redis and Postgres for trials where no image can be pulled; see hack/demo.
