@@ -123,7 +123,6 @@ async def _worker(run: BenchRun, job: BatchJob, folder: Path, name: str) -> Asyn
             request_id=lambda row: request_id(record.identity, row),
             now=asyncio.get_running_loop().time,
         ),
-        budget=4 * SLOTS,
         rng=random.Random(1),
     )
     stop = asyncio.Event()

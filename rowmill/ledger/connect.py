@@ -136,6 +136,7 @@ class Pool:
         self._application_name = application_name
         self._slots = asyncio.Semaphore(size)
         self._idle: list[asyncpg.Connection] = []
+        self._closed = False
         self.where = place(dsn)
 
     @asynccontextmanager
@@ -153,11 +154,19 @@ class Pool:
                 if connection.is_closed() or not isinstance(error, asyncpg.PostgresError):
                     connection.terminate()
                 else:
-                    self._idle.append(connection)
+                    self._put_back(connection)
                 raise
+            self._put_back(connection)
+
+    def _put_back(self, connection: asyncpg.Connection) -> None:
+        if self._closed:
+            connection.terminate()  # who closed the pool did not know of it, and nobody comes for it
+        else:
             self._idle.append(connection)
 
     async def close(self) -> None:
+        """Close what is idle; what is in use ends when it comes back."""
+        self._closed = True
         while self._idle:
             connection = self._idle.pop()
             try:

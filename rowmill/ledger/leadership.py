@@ -27,6 +27,7 @@ class Leadership:
         self._connection: asyncpg.Connection | None = None
         self._runs: set[int] = set()
         self._turn = asyncio.Lock()
+        self._closed = False
         self.number = 0
         """Tells sessions apart."""
 
@@ -39,7 +40,11 @@ class Leadership:
         async with self._turn:
             if self._connection is None or self._connection.is_closed():
                 self._runs.clear()
-                self._connection = await open_connection(self._dsn, application_name=self._application_name)
+                connection = await open_connection(self._dsn, application_name=self._application_name)
+                if self._closed:
+                    connection.terminate()
+                    raise StoreUnavailable(f"{place(self._dsn)}: this ledger was closed")
+                self._connection = connection
                 self.number += 1
             free = run not in self._runs and await self._ask("try_lock", run)
             if not free:
@@ -87,7 +92,8 @@ class Leadership:
             raise
 
     def close(self) -> None:
-        """End the session, and with it every lead."""
+        """End the session, and with it every lead; for good."""
+        self._closed = True
         connection, self._connection = self._connection, None
         self._runs.clear()
         if connection is not None:

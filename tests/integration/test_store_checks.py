@@ -6,6 +6,7 @@ started, waiting would not help).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +16,8 @@ import asyncpg
 import pytest
 
 from rowmill.errors import StoreUnavailable, StoreUnsafe
-from rowmill.ledger import Ledger
-from rowmill.ledger.connect import check_settings
+from rowmill.ledger import Leadership, Ledger
+from rowmill.ledger.connect import Pool, check_settings
 from rowmill.row import Entry
 from rowmill.window import Window
 from rowmill.window.connect import RedisClient
@@ -271,3 +272,21 @@ async def test_a_redis_that_is_full(own_redis: RedisServer, tmp_path: Path) -> N
     assert await feed.append(1, 0, after=2, entries=[Entry(3, b"{}")]) == 1
     await feed.close(1)
     await window.close()
+
+
+async def test_what_is_in_use_when_a_pool_is_closed_ends_when_it_comes_back(postgres_dsn: str) -> None:
+    """Nobody would come for it: it would hold its place at the server for as long as the process lives."""
+    pool = Pool(postgres_dsn, application_name="rowmill test pool", size=1)
+    async with pool.connection() as connection:
+        await pool.close()
+        assert await connection.fetchval("select 1") == 1
+    assert connection.is_closed()
+
+
+async def test_a_lead_is_not_taken_any_more_once_the_ledger_is_closed(postgres_dsn: str) -> None:
+    leadership = Leadership(postgres_dsn, application_name="rowmill test")
+    taking = asyncio.create_task(leadership.take(1))
+    await asyncio.sleep(0)  # it has begun to connect
+    leadership.close()
+    with pytest.raises(StoreUnavailable, match="this ledger was closed"):
+        await taking

@@ -137,7 +137,8 @@ async def test_a_leader_that_wakes_up_loses_both_fences(rig: Rig) -> None:
         pause.over.set()
         with pytest.raises(Superseded, match="another engine has taken run"):
             await first.ended()
-        assert any("ends at row" in refused for refused in first.refused), first.refused
+        # Fast workers may have ended the run meanwhile: then there is no epoch to append to.
+        assert any("ends at row" in said or "is not open any more" in said for said in first.refused), first.refused
         assert len(first.log.reasons("a new epoch")) == 1
     assert (await rig.complete())["epoch"] == 1
     (await rig.history()).assert_clean(allowed_duplicates=0)
