@@ -9,11 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rowmill_cli.local.postgres_server import PostgresServer
 from rowmill_cli.local.servers import POSTGRES_DSN_VARIABLE, REDIS_URL_VARIABLE, Endpoints, LocalServers
 from tests.support.nursery import close_nursery
 from tests.support.servers import PrivateServers, empty_redis, fresh_database, redis_is_empty, redis_of_worker
+
+# How long an example takes to make says how busy the machine is, and nothing of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import urllib.request
@@ -21,12 +20,12 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from rowmill.errors import InvalidInput, PlaceUnavailable
 from rowmill.row import Position
 from rowmill.sources import Source, open_source, prune_cache
 from rowmill.storage import AddressPolicy, ObjectStore, open_store
+from tests.support.s3 import moto_process
 from tests.unit.sources_helpers import assert_resumes, rows
 
 BUCKET = "tables"
@@ -63,12 +62,8 @@ def _checks_signatures(url: str, *, after: int) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    running.start()
-    try:
-        host, port = running.get_host_and_port()
-        url = f"http://{host}:{port}"
+    with moto_process("127.0.0.1") as found:
+        url = found["AWS_ENDPOINT_URL"]
         options = {"endpoint_url": url, "region_name": "us-east-1"}
         root = {"aws_access_key_id": "root", "aws_secret_access_key": "root"}
         iam = boto3.client("iam", **options, **root)
@@ -85,8 +80,6 @@ def server() -> Iterator[S3]:
         )
         _checks_signatures(url, after=0)
         yield S3(url, client, keys | {"AWS_ENDPOINT_URL": url, "AWS_REGION": "us-east-1"})
-    finally:
-        running.stop()
 
 
 @pytest.fixture

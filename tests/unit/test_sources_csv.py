@@ -70,7 +70,9 @@ TRICKY = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     body=TRICKY.map("".join),
     piece=st.integers(1, 40),
@@ -106,7 +108,9 @@ def test_the_same_rows_as_the_csv_module(
 CELL = st.text(st.sampled_from('ab,"\n\ré '), max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     table=st.lists(st.tuples(CELL, CELL), max_size=40),
     piece=st.integers(1, 200),

@@ -126,7 +126,9 @@ LINE = st.dictionaries(st.text(max_size=4), VALUE, max_size=3).map(json.dumps) |
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     lines=st.lists(LINE, min_size=1, max_size=25),
     piece=st.integers(1, 60),
