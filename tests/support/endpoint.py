@@ -167,6 +167,7 @@ class Endpoint:
         self._listener: asyncio.Server | None = None
         self._calls_of: Counter[str] = Counter()
         self._answered: Counter[str] = Counter()
+        self._held = 0
         self._calls = self._closed = self._in_flight = self._max_in_flight = 0
         self._open = asyncio.Event()
         self._open.set()
@@ -232,15 +233,22 @@ class Endpoint:
         }
 
     async def wait(
-        self, *, in_flight: int = 0, calls: int = 0, idle: bool = False, timeout: float = 90.0
+        self, *, in_flight: int = 0, calls: int = 0, idle: bool = False, all_held: bool = False, timeout: float = 90.0
     ) -> dict[str, Any]:
         """Wait until at least so many calls are in flight, have come in, or none is in flight; then the counters.
+
+        `all_held`: until every call in flight came after `hold`, so that none of them is answered before `release`.
 
         Raises TimeoutError after `timeout` seconds.
         """
 
         def reached() -> bool:
-            return self._in_flight >= in_flight and self._calls >= calls and not (idle and self._in_flight)
+            return (
+                self._in_flight >= in_flight
+                and self._calls >= calls
+                and not (idle and self._in_flight)
+                and not (all_held and self._held != self._in_flight)
+            )
 
         if not reached():
             future = asyncio.get_running_loop().create_future()
@@ -282,7 +290,7 @@ class Endpoint:
             if behaviour is None:
                 behaviour = self._behaviour(row, nth)
             if not self._open.is_set():
-                await self._open.wait()
+                await self._wait_for_release()
             if behaviour.held:
                 await self._never_held.wait()
             if behaviour.latency:
@@ -297,6 +305,15 @@ class Endpoint:
             self._write_end(n, row, answered)
             if self._watchers:
                 self._changed()
+
+    async def _wait_for_release(self) -> None:
+        self._held += 1
+        try:
+            if self._watchers:
+                self._changed()
+            await self._open.wait()
+        finally:
+            self._held -= 1
 
     def _random_close(self) -> Behaviour | None:
         plan = self._plan
@@ -387,6 +404,7 @@ class Endpoint:
                         in_flight=int(query.get("in_flight", 0)),
                         calls=int(query.get("calls", 0)),
                         idle=query.get("idle") == "1",
+                        all_held=query.get("all_held") == "1",
                         timeout=float(query.get("timeout", 30)),
                     )
                 except TimeoutError:

@@ -39,9 +39,15 @@ class RemoteEndpoint:
         await self._ask("POST", "release")
 
     async def wait(
-        self, *, in_flight: int = 0, calls: int = 0, idle: bool = False, timeout: float = 90.0
+        self, *, in_flight: int = 0, calls: int = 0, idle: bool = False, all_held: bool = False, timeout: float = 90.0
     ) -> dict[str, Any]:
-        params = {"in_flight": in_flight, "calls": calls, "idle": int(idle), "timeout": timeout}
+        params = {
+            "in_flight": in_flight,
+            "calls": calls,
+            "idle": int(idle),
+            "all_held": int(all_held),
+            "timeout": timeout,
+        }
         return await self._ask("GET", "wait", params=params)
 
     async def _ask(self, method: str, what: str, **kwargs: Any) -> dict[str, Any]:

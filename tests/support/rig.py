@@ -127,6 +127,11 @@ class Process:
         last = self.died_at + IN_SOCKETS_SECONDS
         return {int(c.row) for c in calls if c.row and claimed.get(int(c.row), last) <= c.start < last}
 
+    def is_calling(self, calls: Sequence[Call]) -> bool:
+        """Whether a row that this worker has claimed is at the endpoint, and was not answered."""
+        claimed = self.unfinished()
+        return any(c.end is None and c.row and claimed.get(int(c.row), c.start + 1) <= c.start for c in calls)
+
     @property
     def died_at(self) -> float:
         """When it was killed, or, having killed itself, passed its last stage."""
