@@ -18,7 +18,7 @@ The slots of a hold are cut from the wall clock, their length a power of two: po
 their levels in the same slots without a word between them, and so see what all of them do to it. Each on its own would
 find that its own rise costs it next to nothing, and all of them would rise for ever. Workers that begin together find
 the knee together; one that joins late may take the others for a slower endpoint, or they it, and all of them may come
-to rest at about twice the knee: rows get done as fast, but wait longer there. Where that harms, a limits group helps.
+to rest at up to 2.6 times the knee: rows get done as fast, but wait longer. Where that harms, a limits group helps.
 
 Failures that tell of strain (timeouts, refusals, 5xx, out of memory) cut the level by a quarter, once for each round of
 calls, and leave a ceiling behind, which is lifted ever more rarely while it is met again: no saw-tooth against an
