@@ -25,8 +25,8 @@ from rowmill_worker.executors.embeddings import EmbeddingsExecutor
 from rowmill_worker.executors.protocol import Attempt
 
 MAX_SIZE = 256
-"""Not the default: at 64 the aim was missed (docs/performance.md says by how much). Texts of lengths this different gain
-by large batches: little of them is padding once they are sorted."""
+"""Not the default: at 64 the aim was missed (docs/performance.md says by how much). Texts of lengths this different
+gain by large batches: little of them is padding once they are sorted."""
 SLOTS = 2 * MAX_SIZE
 """What a worker has where the manifest says nothing: two batches."""
 
