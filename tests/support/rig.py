@@ -174,7 +174,8 @@ class Rig:
             writer.writerows([n, f"{text} {n}"] for n in range(1, rows + 1))
 
     def job(self, **spec: Any) -> None:
-        """Write the manifest: the table through the endpoint, with these fields of the spec replaced."""
+        """Write the manifest: the table through the endpoint, with these fields of the spec replaced. A worker that
+        starts meanwhile reads the one before or this one, never half of it."""
         manifest = {
             "apiVersion": "rowmill.dev/v1alpha1",
             "kind": "BatchJob",
@@ -187,7 +188,9 @@ class Rig:
                 **spec,
             },
         }
-        self.job_file.write_text(json.dumps(manifest))
+        written = self.job_file.with_suffix(".new")
+        written.write_text(json.dumps(manifest))
+        written.replace(self.job_file)
 
     async def start_engine(self, *, window_rows: int = 20_000, die_at: str | None = None, nth: int = 1) -> Process:
         """Start an engine. `die_at` names a call on the window (open, append, close) before whose `nth` it dies."""
