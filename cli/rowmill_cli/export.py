@@ -18,6 +18,7 @@ from rowmill.identity import RunIdentity
 from rowmill.outcome import Outcome, State
 from rowmill.results.formats import outcome_writer
 from rowmill.results.openai_batch import batch_line
+from rowmill.results.vectors import Vectors
 
 _FORMATS: Final = {".jsonl": "JSONL", ".ndjson": "JSONL", ".csv": "CSV", ".parquet": "Parquet"}
 
@@ -38,18 +39,19 @@ async def export(
     *,
     columns: Sequence[str] = (),
     include: Iterable[State] = tuple(State),
+    vectors: Vectors | None = None,
 ) -> int:
     """Write the outcomes whose state is in `include` to `path`, in the format of its suffix; returns how many.
 
     `pages` come ordered by seq; one at a time is held in memory. `columns` are the names that `output.columns`
-    carries over. Raises InvalidInput where the place cannot be written; what stood at `path` before stays until all
-    is written.
+    carries over, `vectors` is the type of results that are vectors. Raises InvalidInput where the place cannot be
+    written; what stood at `path` before stays until all is written.
     """
     wanted = frozenset(include)
     format = format_of(path)
     count = 0
     with _replacing(path) as file:
-        writer = outcome_writer(format, file, columns)
+        writer = outcome_writer(format, file, columns, vectors=vectors)
         try:
             async for page in pages:
                 chosen = [outcome for outcome in page if outcome.state in wanted]

@@ -6,5 +6,17 @@
 from __future__ import annotations
 
 from rowmill.results.formats import SUFFIXES, OutcomeWriter, Sink, cells, column_names, json_line, outcome_writer
+from rowmill.results.vectors import Vectors, vectors_of, vectors_of_frozen
 
-__all__ = ["SUFFIXES", "OutcomeWriter", "Sink", "cells", "column_names", "json_line", "outcome_writer"]
+__all__ = [
+    "SUFFIXES",
+    "OutcomeWriter",
+    "Sink",
+    "Vectors",
+    "cells",
+    "column_names",
+    "json_line",
+    "outcome_writer",
+    "vectors_of",
+    "vectors_of_frozen",
+]

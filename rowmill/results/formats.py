@@ -11,7 +11,8 @@ JSONL, one object a line, `seq` ascending from 1; these keys are always there:
 CSV and Parquet have the columns `seq, key, state, attempts, result, error_class, error_message, duplicate_of` and then
 those of `output.columns`, by their own names (`source_NAME` where one is named like a column of ours). A text
 stands as it is, any other value as JSON, null as nothing (CSV) or null (Parquet). Parquet types: `seq` int64,
-`attempts` int32, all others string.
+`attempts` int32, all others string. Where a job's results are vectors (`rowmill.results.vectors`), Parquet's `result`
+is a list of float or double, and a column `result_json` after it holds what is no vector; one of them at most is set.
 
 Written page by page, and the same outcomes give the same bytes however they were cut into pages.
 """
@@ -25,6 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from rowmill.outcome import Outcome
+from rowmill.results.vectors import OTHER_RESULTS, VectorColumn, Vectors
 
 SUFFIXES: Final = {"JSONL": ".jsonl", "CSV": ".csv", "Parquet": ".parquet"}
 _FIXED: Final = ("seq", "key", "state", "attempts", "result", "error_class", "error_message", "duplicate_of")
@@ -51,10 +53,14 @@ class OutcomeWriter(Protocol):
         """Let go of the file, whose content nobody will read."""
 
 
-def outcome_writer(format: str, file: Sink, columns: Sequence[str] = ()) -> OutcomeWriter:
+def outcome_writer(
+    format: str, file: Sink, columns: Sequence[str] = (), *, vectors: Vectors | None = None
+) -> OutcomeWriter:
     """A writer of `JSONL`, `CSV` or `Parquet` to a binary `file`. `columns` are the names that `output.columns` carries
-    over."""
-    return _WRITERS[format](file, columns)
+    over, `vectors` is the type of the job's results where they are vectors: Parquet has lists of numbers then."""
+    if format == "Parquet":
+        return _Parquet(file, columns, vectors)
+    return _JsonLines(file) if format == "JSONL" else _Csv(file, columns)
 
 
 def json_line(outcome: Outcome) -> str:
@@ -73,9 +79,11 @@ def json_line(outcome: Outcome) -> str:
     return "".join(parts) + "}"
 
 
-def column_names(columns: Sequence[str]) -> list[str]:
+def column_names(columns: Sequence[str], *, vectors: Vectors | None = None) -> list[str]:
     """The header of CSV and Parquet: ours first, then the source's, each name once."""
     names = list(_FIXED)
+    if vectors is not None:
+        names.insert(_FIXED.index("result") + 1, OTHER_RESULTS)
     for column in columns:
         name = column
         while name in names:
@@ -86,13 +94,17 @@ def column_names(columns: Sequence[str]) -> list[str]:
 
 def cells(outcome: Outcome, columns: Sequence[str]) -> list[Any]:
     """One row of CSV or Parquet, in the order of `column_names`."""
+    return _cells(outcome, columns, [_cell(outcome.result)])
+
+
+def _cells(outcome: Outcome, columns: Sequence[str], result: list[Any]) -> list[Any]:
     carried = json.loads(outcome.columns) if outcome.columns is not None else {}
     return [
         outcome.seq,
         _cell(outcome.key),
         outcome.state.label,
         outcome.attempts,
-        _cell(outcome.result),
+        *result,
         outcome.error_class,
         None if outcome.error_message is None else _encodable(outcome.error_message),
         outcome.duplicate_of,
@@ -101,7 +113,7 @@ def cells(outcome: Outcome, columns: Sequence[str]) -> list[Any]:
 
 
 class _JsonLines:
-    def __init__(self, file: Sink, columns: Sequence[str]) -> None:
+    def __init__(self, file: Sink) -> None:
         self._file = file
 
     def write(self, page: Sequence[Outcome]) -> None:
@@ -145,14 +157,17 @@ class _Appender:
 class _Parquet:
     """Row groups are closed at a number of rows or bytes, whichever comes first, so that memory stays bounded."""
 
-    def __init__(self, file: Sink, columns: Sequence[str]) -> None:
+    def __init__(self, file: Sink, columns: Sequence[str], vectors: Vectors | None) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._pa = pa
         self._columns = columns
+        self._vectors = VectorColumn(vectors) if vectors is not None else None
         types = {"seq": pa.int64(), "attempts": pa.int32()}
-        names = column_names(columns)
+        if vectors is not None:
+            types["result"] = pa.list_(pa.float32() if vectors == "Float32" else pa.float64())
+        names = column_names(columns, vectors=vectors)
         self._schema = pa.schema(
             [
                 pa.field(name, types.get(name, pa.string()), nullable=name not in ("seq", "state", "attempts"))
@@ -165,7 +180,7 @@ class _Parquet:
 
     def write(self, page: Sequence[Outcome]) -> None:
         for outcome in page:
-            self._rows.append(cells(outcome, self._columns))
+            self._rows.append(self._cells(outcome))
             self._bytes += 100 + sum(len(text) for text in (outcome.result, outcome.columns, outcome.key) if text)
             if len(self._rows) >= ROW_GROUP_ROWS or self._bytes >= ROW_GROUP_BYTES:
                 self._flush()
@@ -180,9 +195,17 @@ class _Parquet:
         with contextlib.suppress(Exception):
             self._writer.close()
 
+    def _cells(self, outcome: Outcome) -> list[Any]:
+        if self._vectors is None:
+            return cells(outcome, self._columns)
+        is_vector = self._vectors.append(outcome.result)
+        return _cells(outcome, self._columns, [None, None if is_vector else _json_cell(outcome.result)])
+
     def _flush(self) -> None:
         arrays = [
-            self._pa.array(values, type=field.type)
+            self._vectors.take(self._pa)
+            if self._vectors is not None and field.name == "result"
+            else self._pa.array(values, type=field.type)
             for values, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)
         ]
         self._writer.write_table(self._pa.Table.from_arrays(arrays, schema=self._schema))
@@ -214,13 +237,6 @@ class _Binary:
         pass
 
 
-_WRITERS: Final[dict[str, Callable[[Sink, Sequence[str]], OutcomeWriter]]] = {
-    "JSONL": _JsonLines,
-    "CSV": _Csv,
-    "Parquet": _Parquet,
-}
-
-
 def _one_line(text: str | None) -> str:
     """A JSON text on one line: a line's end in JSON can only be blank space between tokens."""
     if text is None:
@@ -233,6 +249,11 @@ def _cell(text: str | None) -> str | None:
     if text is None:
         return None
     return _text(json.loads(text)) if text.lstrip()[:1] in ('"', "n") else _one_line(text)
+
+
+def _json_cell(text: str | None) -> str | None:
+    """A JSON text as it is, but for null."""
+    return None if text is None or text.strip() == "null" else _one_line(text)
 
 
 def _text(value: Any) -> str | None:

@@ -3,6 +3,9 @@
 A run's frozen part is kept with its ledger; a manifest that differs from it is refused. Rows stand in it by digest:
 a ledger has no use for a copy of a table. Fields that are not set are left out, so that a field which a later version
 adds (and which defaults to nothing) does not make a difference to the runs of today.
+
+How rows are gathered and processes run changes no row's request or result: such fields of an executor are free. Parts
+that an older version recorded still hold them, so a comparison leaves them out of both sides.
 """
 
 from __future__ import annotations
@@ -20,6 +23,17 @@ MAX_CHANGES: Final = 20
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
 _FROZEN: Final = ("mode", "source", "key", "executor", "dedupe", "shards", "timeoutSeconds")
 _FREE_OF_SOURCE: Final = ("limit", "secretName")
+FREE_OF_EXECUTOR: Final[Mapping[str, tuple[str, ...]]] = {
+    "embeddings": ("batching", "startTimeoutSeconds"),
+    "python": ("batching", "processes", "startTimeoutSeconds"),
+}
+"""Fields that may change within a run. Whether a function takes rows one by one is the function's own, and `batching`
+has to go with it."""
+
+GATHERING: Final[Mapping[str, str]] = {"openai": "batching"}
+"""Fields of which only whether they are there counts: what goes into a request of several rows differs from what goes
+into one of a single row; how many rows there are, and when they go, does not matter to any of them."""
+
 FROZEN_ADVICE: Final = "is frozen for a run: change spec.runId to start a new one, or set it back"
 
 
@@ -31,12 +45,14 @@ def canonical_json(value: Any) -> bytes:
 def frozen_part(spec: Spec) -> dict[str, Any]:
     """The frozen fields by their names in the manifest, as plain JSON.
 
-    `source.limit` and `source.secretName` may change; `simulate` counts in mode Simulate only.
+    `source.limit` and `source.secretName` may change, and the fields of `FREE_OF_EXECUTOR`; `simulate` counts in mode
+    Simulate only.
     """
     whole: dict[str, Any] = spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     part: dict[str, Any] = {name: whole[name] for name in _FROZEN if name in whole}
     for name in _FREE_OF_SOURCE:
         part["source"].pop(name, None)
+    part["executor"] = _shaping(part["executor"])
     rows = part["source"].get("rows")
     if rows is not None:
         part["source"]["rows"] = {"count": len(rows), "digest": _digest(rows)}
@@ -47,7 +63,8 @@ def frozen_part(spec: Spec) -> dict[str, Any]:
 
 def frozen_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Problem]:
     """The frozen fields in which two frozen parts differ; none where a run may go on. At most 20 are named."""
-    changes = [Problem(path, FROZEN_ADVICE) for path in _differences(dict(old), dict(new), "spec")]
+    before, after = ({**part, "executor": _shaping(part.get("executor", {}))} for part in (old, new))
+    changes = [Problem(path, FROZEN_ADVICE) for path in _differences(before, after, "spec")]
     return changes[:MAX_CHANGES]
 
 
@@ -57,8 +74,17 @@ def executor_digest(spec: Spec) -> str:
     Two rows of one dedupe key are duplicates only under the same digest. A simulated call is no call: mode Simulate
     has digests of its own, so that its results never stand for real ones.
     """
-    executor = spec.executor.model_dump(mode="json", by_alias=True, exclude_none=True)
+    executor = _shaping(spec.executor.model_dump(mode="json", by_alias=True, exclude_none=True))
     return _digest({"executor": executor, "mode": spec.mode})
+
+
+def _shaping(executor: Mapping[str, Any]) -> dict[str, Any]:
+    """`spec.executor` as plain JSON, without what shapes no request and no result."""
+    shaping: dict[str, Any] = {}
+    for kind, fields in executor.items():
+        free, gathering = FREE_OF_EXECUTOR.get(kind, ()), GATHERING.get(kind)
+        shaping[kind] = {name: {} if name == gathering else value for name, value in fields.items() if name not in free}
+    return shaping
 
 
 def _digest(value: Any) -> str:

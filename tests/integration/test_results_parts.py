@@ -6,6 +6,7 @@ What concerns the place runs on a folder of this machine and on an object store 
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 import threading
@@ -13,6 +14,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from rowmill.errors import InvalidInput, PlaceUnavailable
@@ -30,6 +32,7 @@ from tests.support.parts import (
     content,
     failed,
     folder_at,
+    rows_of,
     run_of_35,
     succeeded,
 )
@@ -353,6 +356,25 @@ async def test_writing_again_gives_the_same_bytes(desk: Desk, tmp_path: Path) ->
     for name in one.sizes():
         if name != "_rowmill.json":
             assert content(one, name) == content(other, name)
+
+
+async def test_vectors_are_lists_in_every_part_and_take_the_place_of_text(desk: Desk, tmp_path: Path) -> None:
+    await desk.commit(Outcome(seq, State.SUCCEEDED, 1, result=f"[{seq}, 0.5]") for seq in range(1, 15))
+    await desk.fail(range(15, 31))  # the rest of the second part, and all of the third
+    await desk.commit([Outcome(31, State.SUCCEEDED, 1, result='["odd"]')])
+    await desk.end(31)
+    folder, text = folder_at(str(tmp_path)), Shape("Parquet", ALL, ())
+    await desk.writer(folder, shape=text).finish()
+    before = {name: content(folder, name) for name in folder.sizes() if name.startswith("part-")}
+    assert rows_of(folder, before)[0]["result"] == "[1, 0.5]"
+    vectors = Shape("Parquet", ALL, (), "Float32")
+    await desk.writer(folder, shape=vectors).finish()
+    await desk.assert_exact(folder, vectors)
+    files = [name for part in checkpoint_in(folder)["parts"] for name in part["files"]]
+    assert len({pq.read_schema(io.BytesIO(content(folder, name))) for name in files}) == 1
+    rows = rows_of(folder, files)
+    assert [row["result"] for row in rows] == [*([float(seq), 0.5] for seq in range(1, 15)), *[None] * 17]
+    assert [row["result_json"] for row in rows] == [*[None] * 30, '["odd"]']
 
 
 def test_a_raced_part_is_an_error_of_its_own() -> None:

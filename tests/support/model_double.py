@@ -32,9 +32,11 @@ class ModelDouble:
     """See `rowmill_worker.children.embedder.Model`."""
 
     part = 64
+    part_tokens = 4
 
     def __init__(self, *, fits: int, most: int, normalize: bool) -> None:
         self.details: dict[str, Any] = {"device": "none", "dimensions": DIMENSIONS}
+        self.details["threads_wait"] = os.environ.get("OMP_WAIT_POLICY")
         self.max_length = most
         self._fits = fits
         self._normalize = normalize

@@ -26,12 +26,13 @@ ROOT = Path(__file__).parents[2]
 
 def executor_of(model: str = "double-1000", *, loader: str = DOUBLE, **fields: Any) -> EmbeddingsExecutor:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    metrics = fields.pop("metrics", None)
+    metrics, given = fields.pop("metrics", None), fields.pop("environ", {})
+    environ = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     manifest = {"text": "{{ row.text }}", "batching": {"maxWaitMilliseconds": 20}, **fields}
     return EmbeddingsExecutor(
         spec=Spec.model_validate({"model": model, **manifest}),
         job={},
-        environ={**os.environ, "PYTHONPATH": path},
+        environ={**environ, "PYTHONPATH": path, **given},
         where="job.yaml",
         loader=loader,
         metrics=metrics,
@@ -100,6 +101,12 @@ async def test_rows_become_vectors_and_one_bad_row_fails_alone() -> None:
         )
         assert isinstance(unfit, RowError)
         assert (unfit.error_class, unfit.spent) == ("TemplateError", False)
+
+
+@pytest.mark.parametrize(("given", "seen"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+async def test_threads_of_the_model_wait_asleep_unless_the_pod_says_otherwise(given: dict[str, str], seen: str) -> None:
+    async with opened(environ=given) as executor, executor._pool.seat() as child:
+        assert child.details["threads_wait"] == seen
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def results(folder: Path, failed: bool, output: Path | None, format: str | None)
 
 async def _write(dsn: str, identity: RunIdentity, *, failed: bool, output: Path | None, format: str | None) -> int:
     from rowmill.ledger import Ledger
-    from rowmill.results import json_line
+    from rowmill.results import json_line, vectors_of_frozen
     from rowmill_cli.export import error_file_of, export, export_openai
     from rowmill_cli.local.runner import APPLICATION_NAME
     from rowmill_cli.output import write_out
@@ -85,7 +85,7 @@ async def _write(dsn: str, identity: RunIdentity, *, failed: bool, output: Path 
                 )
                 return answered + refused
             if output is not None:
-                return await export(pages, output)
+                return await export(pages, output, vectors=vectors_of_frozen(record.frozen))
             count = 0
             async for page in pages:
                 text = "".join([json_line(outcome) + "\n" for outcome in page])

@@ -21,6 +21,7 @@ from typing import Any, Final
 from rowmill.identity import RunIdentity
 from rowmill.ledger import RangeCounts, RangeState, RunRecord
 from rowmill.outcome import State
+from rowmill.results import Vectors
 from rowmill_operator.results.layout import Span, failures_name, part_name
 
 VERSION: Final = 1
@@ -33,10 +34,13 @@ class Shape:
     format: str
     include: frozenset[State]
     columns: tuple[str, ...]
+    vectors: Vectors | None = None
+    """The type of results that are vectors; only of Parquet."""
 
     @property
     def digest(self) -> str:
-        text = json.dumps([VERSION, self.format, sorted(self.include), self.columns])
+        shape = [VERSION, self.format, sorted(self.include), self.columns]
+        text = json.dumps([*shape, self.vectors] if self.vectors and self.format == "Parquet" else shape)
         return hashlib.blake2b(text.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
     def rows_of(self, state: RangeState) -> int:

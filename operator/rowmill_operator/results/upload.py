@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from rowmill.errors import RowmillError
 from rowmill.ledger import RangeState, RunRecord, Runs
 from rowmill.outcome import Outcome, State
-from rowmill.results import OutcomeWriter, outcome_writer
+from rowmill.results import OutcomeWriter, Vectors, outcome_writer
 from rowmill_operator.results.checkpoint import Part, Shape
 from rowmill_operator.results.layout import FAILURES_FILE_ROWS, PART_BYTES, Span, failures_name, part_name
 from rowmill_operator.results.ports import Folder, OutputObject
@@ -75,11 +75,13 @@ class Upload:
         fence: Fence,
         max_bytes: int,
         max_rows: int,
+        vectors: Vectors | None = None,
     ) -> None:
         self._folder = folder
         self._name = name
         self._format = format
         self._columns = columns
+        self._vectors = vectors
         self._threads = threads
         self._fence = fence
         self._max_bytes = max_bytes
@@ -114,7 +116,7 @@ class Upload:
         inner = self._folder.create(self._name(len(self.sizes) + 1))
         file = _Counted(inner)
         try:
-            self._open = inner, file, outcome_writer(self._format, file, self._columns)
+            self._open = inner, file, outcome_writer(self._format, file, self._columns, vectors=self._vectors)
         except BaseException:
             inner.abandon()
             raise
@@ -163,6 +165,7 @@ class Way:
             fence=fence,
             max_bytes=self.part_bytes,
             max_rows=span.rows + 1,
+            vectors=shape.vectors,
         )
         try:
             only_failed = shape.include == _FAILED

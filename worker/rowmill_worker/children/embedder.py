@@ -3,9 +3,9 @@
 Settings: those of `spec.executor.embeddings` by their own names, `maxSize` of its batching, and `loader`, which names
 what loads the model (`module:function`; see `Model`).
 
-The texts of a call are sorted by length, so that little is padded, and go to the model in parts of a working size. When
-memory runs out the size is halved, for good, and the part is run again: nothing that was computed is lost. Numbers are
-written with nine digits, which is exact for what a model computes in.
+The texts of a call are sorted by length and go to the model in parts, cut so that little is padded and not too many are
+needed (`parts`). When memory runs out, the size that a part may have is halved, for good, and what is left is cut anew:
+nothing that was computed is lost. Numbers are written with nine digits, which is exact for what a model computes in.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from rowmill_worker.children.messages import MAX_MESSAGE_CHARS, Failure
+from rowmill_worker.children.parts import cut
 from rowmill_worker.children.serve import Answer
 
 CUDA_LOST: Final = 70
 """Exit code of a process whose GPU no longer answers as it should: a new process gets it back."""
 
 _TOKENS_OF_THE_MODEL: Final = 2  # most models put one before the text and one after it
+_TOKENS_OF_A_CHARACTER: Final = 0.25  # of English; only how texts compare to each other and to a part matters
 
 
 class Model(Protocol):
-    """A loaded model. `details` tell people what it is; `max_length` is in tokens; `part` is how many texts at once it
-    computes fastest."""
+    """A loaded model. `details` tell people what it is; `max_length` is in tokens; `part` is how many texts it is given
+    at once at most, and `part_tokens` for how many tokens more it would take as long as for one part more."""
 
     details: dict[str, Any]
     max_length: int
     part: int
+    part_tokens: int
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
         """How many tokens each text has, uncut."""
@@ -72,18 +75,25 @@ class Embedder:
             self._find_too_long(items, answers)
         order = sorted((i for i, answer in enumerate(answers) if answer is None), key=lambda i: len(items[i]))
         try:
-            while order:
-                part = order[-self._part :]  # the longest first: what does not fit is found at once
+            sizes = self._cut([items[i] for i in order])
+            while sizes:
+                part = order[-sizes[-1] :]  # the longest first: what does not fit is found at once
                 vectors = self._encode([items[i] for i in part])
                 if vectors is None:
+                    sizes = self._cut([items[i] for i in order])
                     continue
                 for i, vector in zip(part, vectors, strict=True):
                     answers[i] = vector
-                del order[-len(part) :]
+                del order[-sizes.pop() :]
         except Exception as error:
             yield Failure(0, -1, "ModelError", _told(error), retryable=True)
             return
         yield from (answer for answer in answers if answer is not None)
+
+    def _cut(self, texts: list[str]) -> list[int]:
+        most = self._model.max_length
+        lengths = [min(len(text) * _TOKENS_OF_A_CHARACTER + _TOKENS_OF_THE_MODEL, most) for text in texts]
+        return cut(lengths, most=self._part, fixed=self._model.part_tokens)
 
     def _find_too_long(self, texts: list[str], answers: list[Answer | None]) -> None:
         limit = self._model.max_length

@@ -12,9 +12,16 @@ from typing import Any, Final
 from rowmill_worker.children.serve import Unfit
 
 PART_ON_CPU: Final = 32
-"""A CPU gains little from more texts at once, and loses by the padding of what is shorter."""
+"""A CPU gains little from more texts at once."""
 
 PART_ON_GPU: Final = 4096
+PART_TOKENS_ON_CPU: Final = 128
+"""What a part costs by itself. On one core it was as much as 35 tokens (six layers, 384 dimensions); where threads have
+to wait for a core it is several times that, and too few parts cost less than too many."""
+
+PART_TOKENS_ON_GPU: Final = 8192
+"""A GPU is hardly busy below so many; an estimate. Only of batches far above the default are parts cut by it."""
+
 _DTYPES: Final = {"Float32": "float32", "Float16": "float16", "BFloat16": "bfloat16"}
 _CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
@@ -69,6 +76,7 @@ def load(settings: dict[str, Any]) -> SentenceModel:
             "dimensions": _dimensions(model),
         },
         part=PART_ON_GPU if device == "cuda" else PART_ON_CPU,
+        part_tokens=PART_TOKENS_ON_GPU if device == "cuda" else PART_TOKENS_ON_CPU,
     )
 
 
@@ -76,10 +84,18 @@ class SentenceModel:
     """See `rowmill_worker.children.embedder.Model`."""
 
     def __init__(
-        self, model: Any, *, torch: Any, numpy: Any, normalize: bool, details: dict[str, Any], part: int
+        self,
+        model: Any,
+        *,
+        torch: Any,
+        numpy: Any,
+        normalize: bool,
+        details: dict[str, Any],
+        part: int,
+        part_tokens: int,
     ) -> None:
         self._model, self._torch, self._numpy, self._normalize = model, torch, numpy, normalize
-        self.details, self.part = details, part
+        self.details, self.part, self.part_tokens = details, part, part_tokens
         self.max_length: int = model.max_seq_length
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
