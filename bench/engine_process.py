@@ -24,6 +24,7 @@ from rowmill.status import Phase, RunStatus
 from rowmill.telemetry.logging import configure_logging
 from rowmill.window import Window
 from rowmill_operator.engine.engine import Engine
+from rowmill_operator.engine.run_source import SourcePlaces
 
 
 class OneWorker:
@@ -67,8 +68,7 @@ async def drive(job_file: Path) -> tuple[RunStatus, int]:
             window=window,
             fleet=OneWorker(),
             sink=sink,
-            base=job_file.parent,
-            cache=job_file.parent,
+            places=SourcePlaces(base=job_file.parent, cache=job_file.parent),
             log=log,
         )
         return await engine.run(stop=asyncio.Event()), sink.window_rows

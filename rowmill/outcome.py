@@ -26,6 +26,7 @@ class Outcome(NamedTuple):
     `columns` are JSON texts (UTF-8), or None. `error_class` is CamelCase (`HTTP503`, `Timeout`, `BadRow`);
     `error_message` is a sentence for a person, at most 2,000 characters, never a secret or a whole payload.
     A Deduplicated row names its winner in `duplicate_of` (`namespace/name/runId#seq`) and carries its result.
+    `input_tokens` and `output_tokens` are what the row's last call used, None where its endpoint does not tell.
     """
 
     seq: int
@@ -37,3 +38,5 @@ class Outcome(NamedTuple):
     key: str | None = None
     columns: str | None = None
     duplicate_of: str | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
+from rowmill.limits import LimitsTold
+from rowmill.spend import NOTHING_SPENT, Pause, Spend
+
 
 class Phase(StrEnum):
     """For people. Machines read conditions, which are derived from this."""
@@ -30,7 +33,8 @@ class ErrorCount:
 class RunStatus:
     """A snapshot. `total` is None until the source has been read to its end; rates are rows a minute. `started_at` and
     `ended_at` are the ledger's, in seconds since the epoch, None where it has none (yet); so is `dropped_at`, since
-    when outcomes are kept no more."""
+    when outcomes are kept no more. `spend` is over all generations, `source_rows` the rows of the whole source where
+    `source.limit` lets fewer in; `pause` is why the run stands still though nobody suspended it."""
 
     phase: Phase = Phase.PENDING
     message: str = ""
@@ -52,6 +56,20 @@ class RunStatus:
     started_at: float | None = None
     ended_at: float | None = None
     dropped_at: float | None = None
+    spend: Spend = NOTHING_SPENT
+    source_rows: int | None = None
+    pause: Pause | None = None
+    limits: LimitsTold | None = None
+    """Of its limits group, as it was last seen while rows ran; None without one."""
+
+    @property
+    def projected(self) -> Spend | None:
+        """What all rows would use, as those that are done did: of a canary, all of the source. None while nothing is
+        known of either."""
+        rows = self.source_rows or self.total
+        if rows is None or not self.spend.requests or not 0 < self.done < rows:
+            return None
+        return self.spend.for_rows(self.done, rows)
 
     @property
     def done(self) -> int:

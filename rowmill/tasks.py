@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 CANCEL_AGAIN_SECONDS = 0.5
@@ -32,4 +32,14 @@ async def set_within(event: asyncio.Event, seconds: float) -> bool:
             await event.wait()
     except TimeoutError:
         pass
+    return event.is_set()
+
+
+async def first_of(event: asyncio.Event, waiting: Coroutine[Any, Any, object]) -> bool:
+    """Wait for `event` or for `waiting`, which is cancelled where it has not ended; whether `event` is set."""
+    tasks = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(waiting)]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end_tasks(tasks)
     return event.is_set()

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from rowmill.limits import say_limits
 from rowmill.status import RunStatus
 
 PLAIN_SECONDS = 5.0
@@ -137,6 +138,8 @@ def describe(status: RunStatus, *, counts_done: bool = True) -> str:
     if status.seconds_left is not None:
         parts.append(f"{duration(status.seconds_left)} left")
     parts.append(f"workers {status.workers_ready}/{status.workers_desired}")
+    if status.limits is not None and status.limits.differ:
+        parts.append(say_limits(status.limits))
     if status.message:
         parts.append(status.message)
     return "  ".join(parts)

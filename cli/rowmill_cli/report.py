@@ -8,6 +8,8 @@ from decimal import Decimal
 from pathlib import Path
 
 from rowmill.identity import RunIdentity
+from rowmill.limits import say_limits
+from rowmill.spend import Spend, money
 from rowmill.status import ErrorCount, Phase, RunStatus, when_dropped
 from rowmill_cli.progress import duration
 
@@ -44,18 +46,35 @@ def render(ending: Ending) -> str:
         ("success rate", success_rate(status)),
         ("duration", duration(ending.seconds)),
     ]
+    if status.spend.requests:
+        facts.append(("would call" if ending.simulated else "calls", f"{status.spend.requests:,}"))
+    if used := amounts(status.spend):
+        facts.append(("would use" if ending.simulated else "used", used))
+    if (projected := status.projected) is not None:
+        rows = status.source_rows or status.total
+        told = ", ".join(filter(None, [f"{projected.requests:,} calls", amounts(projected)]))
+        facts.append(("projected", f"{told} for all {rows:,} rows"))
     if ending.cost is not None:
         facts.append(("would cost", f"{ending.cost:,f}"))
     lines += [f"  {name:<14}{value}" for name, value in facts]
     if status.errors:
         lines += ["", "Errors, the most frequent first:"]
         lines += [f"  {_error(error)}" for error in status.errors[:_TOP_ERRORS]]
+    if status.limits is not None and status.limits.differ:
+        lines += ["", f"When it was last seen: {say_limits(status.limits)}."]
     if status.dropped_at is not None:
         lines += ["", f"The results {when_dropped(status.dropped_at)}. Change spec.runId to run again."]
     if ending.results is not None:
         lines += ["", f"Results: {ending.results}"]
     lines += ["", *_next_steps(ending)]
     return "\n".join(lines).rstrip()
+
+
+def amounts(spend: Spend) -> str:
+    """Tokens and money, as far as there are any."""
+    told = [f"{spend.input_tokens:,} tokens in, {spend.output_tokens:,} out"] if spend.tokens else []
+    told += [f"cost {money(spend.cost)}"] if spend.cost else []
+    return ", ".join(told)
 
 
 def success_rate(status: RunStatus) -> str:
@@ -73,7 +92,7 @@ def _headline(ending: Ending) -> str:
     if ending.interrupted:
         return f"Interrupted: {what}"
     text = f"{ending.status.phase}: {what}"
-    if ending.status.phase is Phase.FAILED and ending.status.message:
+    if ending.status.phase in (Phase.FAILED, Phase.SUSPENDED) and ending.status.message:
         text += f"\n{ending.status.message}"
     return text
 
@@ -85,7 +104,7 @@ def _error(error: ErrorCount) -> str:
 
 def _next_steps(ending: Ending) -> list[str]:
     state = shlex.quote(str(ending.state))
-    if ending.interrupted:
+    if ending.interrupted or ending.status.phase is Phase.SUSPENDED:
         return [
             "What has finished is recorded and is not paid for again. Go on with:",
             f"  {ending.again}",

@@ -24,15 +24,19 @@ from rowmill.ledger.notices import Notice, Notices
 from rowmill.ledger.retention import Drop, Kept, Retention, hold_results, results_dropped
 from rowmill.ledger.runs import FeedPosition, RangeCounts, RangeState, RunRecord, Runs, Superseded
 from rowmill.ledger.shares import Grant, Shares, look_at_server
+from rowmill.ledger.spend import TELL_SECONDS, Allowed, Held, SpendBook, Spending, SpendTold, Want
 from rowmill.ledger.work import REFUSED, KeyEnd, KeyHolder, Turn, Work
 from rowmill.outcome import Outcome
 
 __all__ = [
     "REFUSED",
+    "TELL_SECONDS",
+    "Allowed",
     "Claim",
     "Drop",
     "FeedPosition",
     "Grant",
+    "Held",
     "Kept",
     "KeyEnd",
     "KeyHolder",
@@ -47,8 +51,12 @@ __all__ = [
     "RunRecord",
     "Runs",
     "Shares",
+    "SpendBook",
+    "SpendTold",
+    "Spending",
     "Superseded",
     "Turn",
+    "Want",
     "Work",
     "results_dropped",
 ]
@@ -67,6 +75,7 @@ class Ledger:
         self.pool = Pool(dsn, application_name=application_name, size=connections)
         self.runs = Runs(self.pool)
         self.notices = Notices(self.pool)
+        self.spending = Spending(self.pool)
         self.retention = Retention(self.pool)
         self.leadership = Leadership(dsn, application_name=application_name)
         self.shares = Shares(
@@ -115,6 +124,9 @@ class Ledger:
 
     def work(self, record: RunRecord, *, worker: str) -> Work:
         return Work(self.pool, record=record, worker=worker)
+
+    def spend_book(self, record: RunRecord, *, worker: str) -> SpendBook:
+        return SpendBook(self.pool, run=record.id, worker=worker)
 
     def lock_session(self, record: RunRecord, *, consumer: str, needs: int = 0) -> LockSession:
         """A worker's; `needs` are the locks that its rows need."""

@@ -12,6 +12,7 @@ import asyncpg
 
 from rowmill.ledger.queries import int_array, statement
 from rowmill.outcome import Outcome
+from rowmill.spend import NOTHING_SPENT, Spend
 
 
 async def insert_outcomes(
@@ -21,9 +22,11 @@ async def insert_outcomes(
     worker: str,
     outcomes: list[Outcome],
     *,
+    spent: Spend = NOTHING_SPENT,
     may_be_known: bool = False,
 ) -> int:
-    """Record outcomes; returns how many rows were new. Those that are there already stay as they are.
+    """Record outcomes; returns how many rows were new. Those that are there already stay as they are. `spent` is what
+    the worker has used since it began.
 
     `may_be_known` goes straight to the statement that is ready for them: needed inside of a transaction, which the
     other one's refusal would end.
@@ -42,6 +45,9 @@ async def insert_outcomes(
         _texts([o.columns for o in ordered]),
         _texts([o.duplicate_of for o in ordered]),
         worker,
+        _numbers([o.input_tokens for o in ordered]),
+        _numbers([o.output_tokens for o in ordered]),
+        *spent,
     )
     if not may_be_known:
         try:
@@ -54,3 +60,10 @@ async def insert_outcomes(
 def _texts(values: list[str | None]) -> list[str | None] | None:
     """The array, or null where all of it is: `unnest` fills it up."""
     return values if values.count(None) < len(values) else None
+
+
+def _numbers(values: list[int | None]) -> str | None:
+    """The same of numbers, as Postgres reads an array from text."""
+    if values.count(None) == len(values):
+        return None
+    return "{" + ",".join("null" if value is None else str(value) for value in values) + "}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-_LEADER, _SWEEPER, _LIVENESS, _DEDUPE, _MIGRATION, _RESULTS = range(1, 7)
+_LEADER, _SWEEPER, _LIVENESS, _DEDUPE, _MIGRATION, _RESULTS, _SPEND = range(1, 8)
 _LOW = (1 << 56) - 1
 
 
@@ -44,6 +44,11 @@ def liveness_key(token: str, consumer: str) -> int:
 def results_key(run: int) -> int:
     """Held by whoever reads a run's outcomes from end to end, shared with others who do; alone by who drops them."""
     return _key(_RESULTS, run)
+
+
+def spend_key(run: int) -> int:
+    """Held for the moment in which a worker is told what it may use of the run's budget."""
+    return _key(_SPEND, run)
 
 
 def dedupe_key(digest: bytes) -> int:

@@ -46,6 +46,9 @@ update rowmill.runs set fingerprint = $3 where id = $1 and term = $2 and (finger
 -- name: save_total
 update rowmill.runs set total = $4 where id = $1 and term = $2 and epoch = $3 returning id
 
+-- name: save_source_rows
+update rowmill.runs set source_rows = $4 where id = $1 and term = $2 and epoch = $3 returning id
+
 -- name: raise_limit
 -- A run that has ended is open again from here on, whatever happens before its next epoch begins.
 update rowmill.runs
@@ -93,14 +96,15 @@ from (
 -- name: results_page
 -- The effective outcome of each row after $1: a success for good, else the newest failure.
 select distinct on (seq) seq, state, attempts, key, result::text as result, error_class, error_message,
-       columns::text as columns, duplicate_of
+       columns::text as columns, duplicate_of, input_tokens, output_tokens
 from {outcomes}
 where seq > $1 and seq <= $2
 order by seq, (state = 2), generation desc
 
 -- name: failures_page
 -- The same of rows whose effective outcome is a failure; these have no result.
-select seq, state, attempts, key, null::text as result, error_class, error_message, columns::text as columns, duplicate_of
+select seq, state, attempts, key, null::text as result, error_class, error_message, columns::text as columns, duplicate_of,
+       input_tokens, output_tokens
 from (
     select distinct on (seq) * from {outcomes} where seq > $1 and seq <= $2 order by seq, (state = 2), generation desc
 ) effective
@@ -171,11 +175,14 @@ select count(*) filter (where not pg_advisory_unlock(k)) from unnest($1::bigint[
 -- name: commit
 -- A text array that is null stands for one of nulls.
 with given as (
-    select * from unnest($3::text::int[], $4::text::smallint[], $5::text::int[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
-        as g (seq, state, attempts, key, result, error_class, error_message, columns, duplicate_of)
+    select * from unnest($3::text::int[], $4::text::smallint[], $5::text::int[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[],
+                         $13::text::bigint[], $14::text::bigint[])
+        as g (seq, state, attempts, key, result, error_class, error_message, columns, duplicate_of, input_tokens, output_tokens)
 ), inserted as (
-    insert into {outcomes} (seq, generation, state, attempts, key, result, error_class, error_message, columns, duplicate_of, worker)
-    select g.seq, $2, g.state, g.attempts, g.key, g.result::json, g.error_class, g.error_message, g.columns::json, g.duplicate_of, $12
+    insert into {outcomes} (seq, generation, state, attempts, key, result, error_class, error_message, columns, duplicate_of, worker,
+                            input_tokens, output_tokens)
+    select g.seq, $2, g.state, g.attempts, g.key, g.result::json, g.error_class, g.error_message, g.columns::json, g.duplicate_of, $12,
+           g.input_tokens, g.output_tokens
     from given g
     where $2 = 0 or not exists (select 1 from {outcomes} o where o.seq = g.seq and o.state in (1, 3))
     {on_conflict}
@@ -190,6 +197,14 @@ with given as (
     on conflict (run, generation, worker) do update
     set succeeded = c.succeeded + excluded.succeeded, failed = c.failed + excluded.failed,
         deduplicated = c.deduplicated + excluded.deduplicated, retried = c.retried + excluded.retried
+), told as (
+    -- What the worker has used in all: with its outcomes, so that nobody who sees these misses what they cost.
+    insert into rowmill.spend as s (run, worker, requests, input_tokens, output_tokens, cost)
+    select $1, $12, $15::bigint, $16::bigint, $17::bigint, $18::numeric where $15 > 0
+    on conflict (run, worker) do update
+    set requests = greatest(s.requests, excluded.requests), input_tokens = greatest(s.input_tokens, excluded.input_tokens),
+        output_tokens = greatest(s.output_tokens, excluded.output_tokens), cost = greatest(s.cost, excluded.cost),
+        told_at = clock_timestamp()
 )
 select rows from n
 
@@ -363,3 +378,45 @@ where id = $1
 update rowmill.notices
 set tries = tries + 1, try_at = clock_timestamp() + $2 * interval '1 second', problem = $3
 where id = $1 and ended_at is null
+
+-- name: tell_spend
+select granted, what, need, room, for_good from rowmill.tell_spend($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+
+-- name: leave_spend
+-- Told once: what a worker that left has used is added up in one row. What it may still have held was perhaps sent.
+with gone as (delete from rowmill.spend where run = $1 and worker = $2 returning *)
+insert into rowmill.spend as s (run, worker, requests, input_tokens, output_tokens, cost, shortage, refused)
+select run, '(left)', requests + held_requests, input_tokens + held_tokens, output_tokens, cost + held_cost, shortage, refused from gone
+on conflict (run, worker) do update
+set requests = s.requests + excluded.requests, input_tokens = s.input_tokens + excluded.input_tokens,
+    output_tokens = s.output_tokens + excluded.output_tokens, cost = s.cost + excluded.cost,
+    shortage = coalesce(s.shortage, excluded.shortage), refused = coalesce(s.refused, excluded.refused),
+    told_at = clock_timestamp()
+
+-- name: spend_of_run
+-- Of a worker that has said nothing for $2 seconds what it holds counts too: it may have been sent.
+select coalesce(sum(requests + case when silent then held_requests else 0 end), 0)::bigint as requests,
+       coalesce(sum(input_tokens + case when silent then held_tokens else 0 end), 0)::bigint as input_tokens,
+       coalesce(sum(output_tokens), 0)::bigint as output_tokens,
+       coalesce(sum(cost + case when silent then held_cost else 0 end), 0) as cost,
+       (array_agg(shortage::text) filter (where shortage is not null))[1] as shortage,
+       (array_agg(refused) filter (where refused is not null))[1] as refused
+from (
+    select *, told_at < clock_timestamp() - $2::float8 * interval '1 second' as silent from rowmill.spend where run = $1
+) said
+
+-- name: forget_complaints
+update rowmill.spend set shortage = null, refused = null
+where run = $1 and (shortage is not null or refused is not null)
+  and exists (select 1 from rowmill.runs where id = $1 and term = $2)
+
+-- name: save_budget
+update rowmill.runs set budget = $3 where id = $1 and term = $2 returning *
+
+-- name: save_pause
+-- Standing still, for the reason given; null: nothing is in the way any more.
+update rowmill.runs
+set pause = $3, phase = case when $3::json is null then phase else 'Suspended' end,
+    message = case when $3::json is null then message else $3::json ->> 'message' end
+where id = $1 and term = $2
+returning *

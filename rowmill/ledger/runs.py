@@ -23,6 +23,7 @@ from rowmill.ledger.insert import insert_outcomes
 from rowmill.ledger.queries import int_array, statement
 from rowmill.outcome import Outcome, State
 from rowmill.row import Position
+from rowmill.spend import Budget, Pause
 from rowmill.status import ErrorCount, Phase
 
 BLOCK_ROWS = 2000
@@ -63,6 +64,12 @@ class RunRecord:
     """Since then the run has no outcomes, and stays as it ended; see `rowmill.ledger.retention`."""
     errors: tuple[ErrorCount, ...] = ()
     """Of a dropped run: what `error_counts` said before."""
+    budget: Budget | None = None
+    """What its workers may use; None where nothing bounds them."""
+    pause: Pause | None = None
+    """Why it stands still though nobody suspended it."""
+    source_rows: int | None = None
+    """Rows of the whole source, where `row_limit` lets fewer in; None where nobody has counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +190,9 @@ class Runs:
 
     async def save_total(self, record: RunRecord, total: int) -> None:
         await self._one("save_total", record.id, record.term, record.epoch, total)
+
+    async def save_source_rows(self, record: RunRecord, rows: int) -> None:
+        await self._one("save_source_rows", record.id, record.term, record.epoch, rows)
 
     async def raise_limit(self, record: RunRecord, row_limit: int | None) -> RunRecord:
         return record_of(await self._one("raise_limit", record.id, record.term, row_limit))
@@ -306,12 +316,15 @@ def _outcome(r: asyncpg.Record) -> Outcome:
         key=r["key"],
         columns=r["columns"],
         duplicate_of=r["duplicate_of"],
+        input_tokens=r["input_tokens"],
+        output_tokens=r["output_tokens"],
     )
 
 
 def record_of(r: asyncpg.Record) -> RunRecord:
     """A row of `runs`. Of one that no release of this kind has migrated yet, the newest columns are missing."""
     dropped_at, errors = r.get("dropped_at"), r.get("errors")
+    budget, pause = r.get("budget"), r.get("pause")
     return RunRecord(
         id=r["id"],
         identity=RunIdentity(r["installation"], r["namespace"], r["name"], r["run_id"]),
@@ -334,4 +347,7 @@ def record_of(r: asyncpg.Record) -> RunRecord:
         output_pending=bool(r.get("output_pending")),
         dropped_at=dropped_at.timestamp() if dropped_at else None,
         errors=tuple(ErrorCount(*one) for one in json.loads(errors)) if errors else (),
+        budget=Budget.from_json(json.loads(budget)) if budget else None,
+        pause=Pause.from_json(json.loads(pause)) if pause else None,
+        source_rows=r.get("source_rows"),
     )

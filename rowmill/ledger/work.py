@@ -16,6 +16,7 @@ from rowmill.ledger.keys import liveness_key
 from rowmill.ledger.queries import statement
 from rowmill.ledger.runs import RunRecord
 from rowmill.outcome import Outcome, State
+from rowmill.spend import NOTHING_SPENT, Spend
 from rowmill.status import Phase
 
 REFUSED = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, asyncpg.IntegrityConstraintViolationError)
@@ -76,14 +77,16 @@ class Work:
         keys: Sequence[KeyEnd] = (),
         keep_seconds: float = 0,
         worker: str | None = None,
+        spent: Spend = NOTHING_SPENT,
     ) -> int:
-        """Record outcomes and, in the same transaction, what became of the declared keys. Returns the new rows."""
+        """Record outcomes and, in the same transaction, what became of the declared keys and what this worker has used
+        since it began. Returns the new rows."""
         async with self._pool.connection() as c:
             if not keys:
-                return await insert_outcomes(c, self._run, generation, worker or self._worker, outcomes)
+                return await insert_outcomes(c, self._run, generation, worker or self._worker, outcomes, spent=spent)
             async with c.transaction():
                 inserted = await insert_outcomes(
-                    c, self._run, generation, worker or self._worker, outcomes, may_be_known=True
+                    c, self._run, generation, worker or self._worker, outcomes, spent=spent, may_be_known=True
                 )
                 ordered = sorted(keys, key=lambda k: k.digest)
                 await c.execute(

@@ -36,12 +36,13 @@ class InlineSource:
         *,
         max_rows: int = DEFAULT_BLOCK_ROWS,
         max_bytes: int = DEFAULT_BLOCK_BYTES,
+        beyond_limit: bool = False,
     ) -> Iterator[Block]:
         """See Source."""
         return cut(
             [Run(1, self._items(), False)],
             start=Position(start.seq),
-            limit=self._limit,
+            limit=None if beyond_limit else self._limit,
             max_rows=max_rows,
             max_bytes=max_bytes,
             where="spec.source.rows",

@@ -31,8 +31,9 @@ class Source(Protocol):
         *,
         max_rows: int = DEFAULT_BLOCK_ROWS,
         max_bytes: int = DEFAULT_BLOCK_BYTES,
+        beyond_limit: bool = False,
     ) -> Iterator[Block]:
-        """Stream the rows from `start.seq` on, without a gap, to the end or to `limit`.
+        """Stream the rows from `start.seq` on, without a gap, to the end or (but for `beyond_limit`) to `limit`.
 
         A block holds at most `max_rows` rows and `max_bytes` bytes of payload (a larger single row makes a block
         of its own). `block.end` given back as `start`, to this or to a later source of the same content, yields

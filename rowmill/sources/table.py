@@ -55,13 +55,14 @@ class FileSource:
         *,
         max_rows: int = DEFAULT_BLOCK_ROWS,
         max_bytes: int = DEFAULT_BLOCK_BYTES,
+        beyond_limit: bool = False,
     ) -> Iterator[Block]:
         """See Source."""
         with closing(self._guarded(start)) as runs:
             yield from cut(
                 runs,
                 start=start,
-                limit=self._limit,
+                limit=None if beyond_limit else self._limit,
                 max_rows=max_rows,
                 max_bytes=max_bytes,
                 where=self._file.where,

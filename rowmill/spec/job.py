@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from rowmill.spec.base import (
-    DECIMAL,
     ERROR_CLASS,
     IDENTIFIER,
     RUN_ID,
@@ -25,9 +24,9 @@ from rowmill.spec.base import (
     NoTraps,
     Part,
     not_above,
-    sentence,
     unique,
 )
+from rowmill.spec.budget import Budget, Money, Pricing, check_budget
 from rowmill.spec.executors import ExecutorChoice
 from rowmill.spec.notify import Notify
 from rowmill.spec.source import Source, check_uri, format_of, in_object_store, secret_without_store
@@ -41,31 +40,6 @@ MAX_CONCURRENCY: Final = 1_024
 LabelValue = Annotated[str, StringConstraints(max_length=63)]
 AnnotationValue = Annotated[str, StringConstraints(max_length=262_144)]
 Seconds = Annotated[Int, Field(ge=1, le=MAX_SECONDS)]
-
-
-def _decimal(value: Any) -> Any:
-    """Money as it is written: a decimal text, or a number taken by its shortest decimal form."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        raise sentence('must be a decimal number such as "0.0025"')
-    try:
-        exact = Decimal(value if isinstance(value, str) else str(value))
-    except ArithmeticError:
-        raise sentence('must be a decimal number such as "0.0025"') from None
-    if not exact.is_finite() or exact < 0 or exact >= 10**12 or exact != round(exact, 9):
-        raise sentence("must be from 0 to 999999999999, with at most 9 digits after the point")
-    return exact
-
-
-Money = Annotated[
-    Decimal,
-    BeforeValidator(_decimal),
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "string", "pattern": DECIMAL, "maxLength": 22}, {"type": "number", "minimum": 0}],
-            "x-kubernetes-int-or-string": True,
-        }
-    ),
-]
 
 
 class Latency(Part):
@@ -236,7 +210,9 @@ class Dedupe(Part):
     """A key is executed once: later rows of the same key, executor and scope take the first one's result."""
 
     scope: Literal["Run", "Namespace", "Installation"] = Field(
-        default="Namespace", description="Which jobs share the keys: this run alone, the namespace's, or all."
+        default="Namespace",
+        description="Which jobs share the keys: this run alone, the namespace's, or all; on a cluster the last is for "
+        "namespaces that the chart's dedupe.shared permits it.",
     )
     group: Identifier = Field(default="default", description="Within the scope, only jobs of one group share keys.")
     ttl_seconds: Annotated[Int, Field(ge=0, le=MAX_SECONDS)] = Field(
@@ -322,13 +298,19 @@ class Spec(Part):
     key: Annotated[tuple[Column, ...], Field(max_length=16), AfterValidator(unique), Listed] = Field(
         default=(), description="Columns that name a row, for people and for dedupe. Frozen for a run."
     )
-    executor: ExecutorChoice = Field(description="What a row is sent to. Frozen for a run.")
+    executor: ExecutorChoice = Field(
+        description="What a row is sent to. Frozen for a run, but for how rows are gathered and processes run."
+    )
     output: Output = Field(default=Output(), description="Where the results go, and what of them.")
     timeout_seconds: Annotated[Int, Field(ge=1, le=86_400)] = Field(
         default=60, description="Bounds one call, not its waiting for a slot or connection. Frozen for a run."
     )
     concurrency: Concurrency = Field(default=Concurrency(), description="How many rows a worker runs at once.")
     limits: Limits | None = Field(default=None, description="Limits over all workers and jobs of a group.")
+    pricing: Pricing | None = Field(default=None, description="What calls cost; the status then tells money, too.")
+    budget: Budget | None = Field(
+        default=None, description="The most that the run may use; then it is suspended until that is raised."
+    )
     retry: Retry = Field(default=Retry(), description="What follows a failed attempt.")
     retry_generation: Annotated[Int, Field(ge=0, le=1_000_000)] = Field(
         default=0, description="Raise it, and the rows that failed run again; those that succeeded never do."
@@ -361,6 +343,8 @@ class Spec(Part):
     def cross_check(cls, given: Mapping[str, Any]) -> list[Finding]:
         if given.get("dedupe") is not None and not given.get("key"):
             return [(("key",), "is missing, and dedupe needs it; name the columns by which rows are the same")]
+        if findings := check_budget(given):
+            return findings
         executor = given.get("executor")
         openai = executor.get("openai") if isinstance(executor, dict) else None
         if isinstance(openai, dict) and openai.get("endpoint") == "BatchLines" and given.get("key") != ["custom_id"]:

@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StringConstraints
 
+from rowmill.limits import MOST_JOBS
 from rowmill.spec.base import Int, Listed, Part
 
 RFC3339: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2})$"
@@ -19,6 +20,10 @@ REASON: Final = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
 
 MAX_ERRORS: Final = 5
 """Classes of errors that a status tells."""
+
+JobNames = Annotated[
+    tuple[Annotated[str, StringConstraints(min_length=1, max_length=128)], ...], Field(max_length=MOST_JOBS), Listed
+]
 
 _MAX: Final = 2**63 - 1
 
@@ -110,6 +115,44 @@ class ErrorView(Part):
     example_row: Count = Field(description="The position of one of them in the source, from 1.")
 
 
+class SpendView(Part):
+    """What calls used."""
+
+    requests: Count | None = Field(default=None, description="Calls that were sent, also those that failed.")
+    input_tokens: Count | None = Field(default=None, description="Tokens that models were sent.")
+    output_tokens: Count | None = Field(default=None, description="Tokens that models wrote.")
+    cost: Short | None = Field(default=None, description="Money by spec.pricing, as a decimal number.")
+
+
+class ProjectionView(SpendView):
+    """What all rows would use, as those that are done did."""
+
+    rows: Count | None = Field(default=None, description="All rows: of the whole source, whatever source.limit says.")
+
+
+class RunSpendView(SpendView):
+    """What the run has used so far, over all its generations."""
+
+    projected: ProjectionView | None = Field(
+        default=None, description="What all rows would use; after a canary (source.limit) those of the whole source."
+    )
+
+
+class LimitsView(Part):
+    """What of the limits of the job's group holds for it, while it runs: the lowest number of each kind that a job of
+    the group sets. An absent number is no limit."""
+
+    requests_per_minute: Count | None = Field(default=None, description="Calls a minute.")
+    tokens_per_minute: Count | None = Field(default=None, description="Tokens of models a minute.")
+    max_in_flight: Count | None = Field(default=None, description="Calls at once.")
+    lowered_by: JobNames | None = Field(
+        default=None, description="Jobs (namespace/name) whose limits hold where this job sets higher ones or none."
+    )
+    lowers: JobNames | None = Field(
+        default=None, description="Jobs that set higher limits or none, and for which those of this job hold."
+    )
+
+
 class JobStatus(Part):
     """How far the job is. Written by Rowmill alone."""
 
@@ -141,6 +184,8 @@ class JobStatus(Part):
     )
     workers: WorkersView | None = Field(default=None, description="The job's worker pods.")
     output: OutputView | None = Field(default=None, description="Where the results are.")
+    spend: RunSpendView | None = Field(default=None, description="What the run has used so far.")
     errors: Annotated[tuple[ErrorView, ...], Field(max_length=MAX_ERRORS), Listed] | None = Field(
         default=None, description="The most frequent classes of errors; never a row's content."
     )
+    limits: LimitsView | None = Field(default=None, description="What holds in the job's limits group.")

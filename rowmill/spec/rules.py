@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from rowmill.spec.base import OneOf, Part
+from rowmill.spec.budget import TOLD_TOKENS, Budget
 from rowmill.spec.executors import (
     ComfyUIExecutor,
     ComfyUIStore,
@@ -29,9 +30,10 @@ from rowmill.spec.executors import (
     HttpExecutor,
     Microbatch,
     OpenAIExecutor,
+    PythonExecutor,
     ValueFrom,
 )
-from rowmill.spec.frozen import FROZEN_ADVICE
+from rowmill.spec.frozen import FREE_OF_EXECUTOR, FROZEN_ADVICE, GATHERING
 from rowmill.spec.job import Adaptive, BatchJob, Latency, Output, Retry, Spec, Workers
 from rowmill.spec.naming import SIMULATED
 from rowmill.spec.notify import SECRET_HEADERS, SET_BY_ROWMILL, Notify, NotifyHeader
@@ -150,6 +152,12 @@ RULES: Final[Mapping[type[Part], tuple[Rule, ...]]] = {
             "dtype is Float16, which a CPU computes slowly or not at all; take Float32 or BFloat16",
         ),
     ),
+    Budget: (
+        Rule(
+            "has(self.requests) || has(self.tokens) || has(self.cost)",
+            "names nothing; set at least one of requests, tokens, cost, or leave it out",
+        ),
+    ),
     Latency: (_not_above("min", "max"),),
     Adaptive: (_not_above("min", "max"),),
     Retry: (_not_above("initialSeconds", "maxSeconds"),),
@@ -198,6 +206,15 @@ RULES: Final[Mapping[type[Part], tuple[Rule, ...]]] = {
             "!has(self.executor.openai) || self.executor.openai.endpoint != 'BatchLines' || self.key == ['custom_id']",
             "key must be [custom_id] with endpoint BatchLines; by it results are told apart",
         ),
+        Rule(
+            "!has(self.budget) || !has(self.budget.tokens) || "
+            + " || ".join(f"has(self.executor.{kind})" for kind in TOLD_TOKENS),
+            "budget.tokens counts nothing, as only openai and dify are told tokens; set budget.requests",
+        ),
+        Rule(
+            "!has(self.budget) || !has(self.budget.cost) || has(self.pricing)",
+            "budget.cost counts nothing without a price; set pricing",
+        ),
         Rule("self.key.all(c, self.key.exists_one(d, d == c))", "key names a column twice; name it once"),
     ),
 }
@@ -215,6 +232,48 @@ def _frozen(path: str, *, unchanged: str | None = None) -> Rule:
     now, before = f"self.{path}", f"oldSelf.{path}"
     same = unchanged or f"has({now}) == has({before}) && (!has({now}) || {now} == {before})"
     return Rule(f"!({_SAME_RUN}) || ({same})", f"{path} {FROZEN_ADVICE}")
+
+
+_RESERVED: Final = frozenset({"function"})
+"""Names of fields that are words of CEL; a rule writes them with underscores around."""
+
+_UNTYPED: Final = frozenset({"messages", "prompt", "input"})
+"""Free JSON without a type: a rule cannot name such a field."""
+
+
+def _same_fields(kind: str, model: type[Part]) -> str:
+    """That an executor of one kind is as it was, but for what is free."""
+    now, before = f"self.spec.executor.{kind}", f"oldSelf.spec.executor.{kind}"
+    same = []
+    for name, field in model.model_fields.items():
+        alias = field.alias or name
+        if alias in (*FREE_OF_EXECUTOR.get(kind, ()), GATHERING.get(kind), *_UNTYPED):
+            continue
+        escaped = f"__{alias}__" if alias in _RESERVED else alias
+        there = f"has({now}.{escaped}) == has({before}.{escaped})"
+        if field.is_required():
+            same.append(f"{now}.{escaped} == {before}.{escaped}")
+        else:
+            same.append(f"{there} && (!has({now}.{escaped}) || {now}.{escaped} == {before}.{escaped})")
+    return " && ".join(same)
+
+
+def _same_executor() -> str:
+    """As a whole where it is frozen as a whole, else field by field: rules have no way to leave some out."""
+    text = "self.spec.executor == oldSelf.spec.executor"
+    parted: tuple[tuple[str, type[Part], str], ...] = (
+        ("embeddings", EmbeddingsExecutor, "embeddings"),
+        ("python", PythonExecutor, "python"),
+        # Nothing of it is free without batching, and as a whole its free JSON is compared as well.
+        ("openai", OpenAIExecutor, "openai.batching"),
+    )
+    for kind, model, where in parted:
+        there = f"has({{}}.spec.executor.{kind})"
+        if where != kind:
+            there += f" && has({{}}.spec.executor.{where})"
+        both = " && ".join(there.replace("{}", side) for side in ("self", "oldSelf"))
+        text = f"({both} ? ({_same_fields(kind, model)}) : {text})"
+    return text
 
 
 _SAME_SIMULATION: Final = (
@@ -236,7 +295,7 @@ ROOT_RULES: Final = (
     _frozen("spec.source.query"),
     _frozen("spec.source.format"),
     _frozen("spec.key"),
-    _frozen("spec.executor"),
+    _frozen("spec.executor", unchanged=_same_executor()),
     _frozen("spec.dedupe"),
     _frozen("spec.shards"),
     _frozen("spec.timeoutSeconds"),

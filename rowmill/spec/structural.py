@@ -46,6 +46,8 @@ ITEMS: Final[Mapping[str, str]] = {
     "outputNodes": "A node's id.",
     "tolerations": "A toleration, as in a pod.",
     "nodeSelector": "A label's value.",
+    "loweredBy": "A job, as namespace/name.",
+    "lowers": "A job, as namespace/name.",
 }
 """What one item of a list (or value of a map) is, where no model says it."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rowmill.errors import StoreUnavailable
+from rowmill.limits import GroupLimits
 from rowmill.window.connect import RedisClient
 from rowmill.window.feed import FeedWindow, ShardLook, WindowLost
-from rowmill.window.limits import Granted, GroupLimits, LimitsWindow, Permit, group_key
+from rowmill.window.limits import Granted, LimitsLook, LimitsWindow, Permit, Standing, group_key
 from rowmill.window.work import Delivery, EpochOver, Later, Orphans, WorkWindow
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "Granted",
     "GroupLimits",
     "Later",
+    "LimitsLook",
     "LimitsWindow",
     "Orphans",
     "Permit",
     "ShardLook",
+    "Standing",
     "Window",
     "WindowLost",
     "WorkWindow",
@@ -81,6 +84,12 @@ class Window:
             timeout=timeout,
             clock=clock,
         )
+
+    def limits_look(
+        self, *, installation: str, namespace: str, group: str, clock: Callable[[], float] | None = None
+    ) -> LimitsLook:
+        """The books of a limits group, for whoever only looks; see `LimitsLook`."""
+        return LimitsLook(self._client, key=group_key(installation, namespace, group), clock=clock)
 
     async def close(self) -> None:
         await self._client.close()

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from rowmill.limits import MOST_JOBS, GroupLimits
 from rowmill.window.connect import RedisClient, Script
 
 WINDOW_SECONDS = 62.0
@@ -37,14 +38,6 @@ HEARTBEAT_SECONDS = 1.0
 """A worker that holds or wants permissions asks at least this often: after three it counts as silent."""
 ROWS_ASKED = 256
 """Rows that one ask speaks of at most."""
-
-
-class GroupLimits(NamedTuple):
-    """What one job wants of its group; 0 is no limit."""
-
-    requests_per_minute: int = 0
-    tokens_per_minute: int = 0
-    max_in_flight: int = 0
 
 
 class Permit(NamedTuple):
@@ -66,6 +59,24 @@ class Granted(NamedTuple):
     again: float
     limits: GroupLimits
     others: list[str]
+
+
+class Standing(NamedTuple):
+    """Where a job stands in its group, whether or not it has workers.
+
+    `held` are the lowest of its own limits and of those of the jobs that have workers. `lowered_by` are the jobs that
+    set them where they are lower than its own, `lowers` those for which its own hold though they set others.
+    """
+
+    held: GroupLimits
+    lowered_by: list[str]
+    lowers: list[str]
+
+
+class _Standing(msgspec.Struct, array_like=True):
+    held: tuple[float, float, float]
+    lowered_by: list[str]
+    lowers: list[str]
 
 
 class _Reply(msgspec.Struct, array_like=True):
@@ -157,3 +168,25 @@ class LimitsWindow:
             self._latest = max(self._latest, permits[-1].time)
         rate, tokens, most = (int(limit) for limit in reply.limits)
         return Granted(reply.now, permits, reply.again, GroupLimits(rate, tokens, most), sorted(reply.others))
+
+
+class LimitsLook:
+    """Somebody's eyes on the books of the group at `key`, who sends nothing. `clock` stands in for the server's in
+    tests."""
+
+    def __init__(self, client: RedisClient, *, key: str, clock: Callable[[], float] | None = None) -> None:
+        self._client = client
+        self._key = key
+        self._clock = clock
+        self._script = Script("standing")
+
+    async def standing(self, job: str, own: GroupLimits) -> Standing:
+        """Where `job`, whose manifest sets `own`, stands; at most `MOST_JOBS` others are named of each kind.
+
+        Raises StoreUnavailable.
+        """
+        now = "" if self._clock is None else repr(self._clock())
+        answer = await self._client.run(self._script, [self._key], [job, *own, MOST_JOBS, now])
+        found = msgspec.msgpack.decode(answer, type=_Standing)
+        rate, tokens, most = (int(limit) for limit in found.held)
+        return Standing(GroupLimits(rate, tokens, most), found.lowered_by, found.lowers)

@@ -16,6 +16,7 @@ FIGURES = ("row_overhead", "executor_overhead", "feed", "outcomes", "memory", "a
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.slow
 async def test_quick_figures(tmp_path: Path, redis_url: str, postgres_dsn: str) -> None:
     output = tmp_path / "figures.json"
     environ = {**os.environ, "ROWMILL_REDIS_URL": redis_url, "ROWMILL_POSTGRES_DSN": postgres_dsn}

@@ -214,7 +214,7 @@ async def test_a_lock_statement_that_is_given_up_leaves_no_lock_behind(ledger: L
     await a.open()
     await b.open()
     try:
-        a._lock_rows = a._lock_rows.replace("from unnest", ", pg_sleep(20) from unnest", 1)
+        a._lock_rows = a._lock_rows.replace("from unnest", ", pg_sleep(200) from unnest", 1)
         for call in (lambda: a.relock([1, 2]), lambda: a.claim([1, 2], 0)):
             await a.open()
             cut = asyncio.create_task(_cancel_when_asleep(ledger))
@@ -222,7 +222,7 @@ async def test_a_lock_statement_that_is_given_up_leaves_no_lock_behind(ledger: L
                 await call()
             await cut
             assert not a.is_open
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while (claim := await b.claim([1, 2], 0)).ours != [1, 2]:
                     await b.release(claim.ours)
             await b.release([1, 2])
@@ -333,7 +333,7 @@ async def test_every_declared_key_whose_time_is_over_is_dropped(ledger: Ledger, 
 
 async def takes(other: Ledger, run: int) -> None:
     """Wait until `run` is free, and take it."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             try:
                 return await other.leadership.take(run)
@@ -458,6 +458,7 @@ async def test_rows_that_were_appended_after_a_look_are_not_missed_in_it(ledger:
             runs=ledger.runs,
             window=cast(FeedWindow, window),
             shares=ledger.shares,
+            spending=ledger.spending,
             fleet=NoFleet(),
             sink=SimpleNamespace(report=report),
             threads=threads,

@@ -14,6 +14,7 @@ import pytest
 from rowmill_operator.kube import controller, writer
 from tests.support.kube_cluster import condition
 from tests.support.kube_lab import KubeLab, batch_job, hurry, kube_lab
+from tests.support.starved import starved
 
 JOBS = 50
 FIRST_WORD_SECONDS = 1.0
@@ -33,16 +34,22 @@ async def lab(
 
 @contextmanager
 def lag_probed(loop: asyncio.AbstractEventLoop) -> Iterator[list[float]]:
-    """How long the loop takes to come to a call from another thread, in seconds, again and again."""
+    """How long the loop takes to come to a call from another thread, in seconds, again and again. What either of the
+    two threads waited for a core of the machine is no part of it."""
     lags: list[float] = []
     over = threading.Event()
+    of_loop = threading.get_native_id()
+
+    def now(own: int) -> float:
+        return time.monotonic() - starved(of_loop) - starved(own)
 
     def probe() -> None:
+        own = threading.get_native_id()
         while not over.wait(0.005):
-            asked, answered = time.monotonic(), threading.Event()
+            asked, answered = now(own), threading.Event()
             loop.call_soon_threadsafe(answered.set)
             answered.wait(60)
-            lags.append(time.monotonic() - asked)
+            lags.append(now(own) - asked)
 
     thread = threading.Thread(target=probe)
     thread.start()
@@ -57,6 +64,11 @@ async def test_fifty_jobs_at_once_have_their_first_word_at_once(lab: KubeLab) ->
     """API server, operator and test share one loop here: its lag is that of all three."""
     names = [f"job-{n}" for n in range(JOBS)]
     told: dict[str, float] = {}
+    me = threading.get_native_id()
+
+    def now() -> float:
+        return time.monotonic() - starved(me)  # others' work on this machine makes no operator slow
+
     begun_untold: set[str] = set()
     """Jobs that were worked on before there was a word on them."""
 
@@ -65,24 +77,24 @@ async def test_fifty_jobs_at_once_have_their_first_word_at_once(lab: KubeLab) ->
             name = body["metadata"]["name"]  # type: ignore[index]
             if name not in told and any(call.name == name and call.sub != "status" for call in lab.cluster.calls):
                 begun_untold.add(name)
-            told.setdefault(name, time.monotonic())
+            told.setdefault(name, now())
 
     lab.cluster.seen.append(seen)
     async with lab.operator() as operator:
         with lag_probed(asyncio.get_running_loop()) as lags:
             applied = {}
             for name in names:
-                applied[name] = time.monotonic()
+                applied[name] = now()
                 lab.cluster.put("batchjobs", batch_job(name))
             await lab.cluster.until(lambda: len(told) == JOBS)
             await lab.cluster.until(
-                lambda: all((lab.job(n)["status"] or {}).get("phase") == "Running" for n in names), within=50
+                lambda: all((lab.job(n)["status"] or {}).get("phase") == "Running" for n in names), within=90
             )
         waits = sorted(told[name] - applied[name] for name in names)
         print(f"first word: median {waits[JOBS // 2]:.3f} s, worst {waits[-1]:.3f} s")
         lags.sort()
         print(f"lag: median {lags[len(lags) // 2] * 1000:.1f} ms, p99 {lags[int(0.99 * len(lags))] * 1000:.1f} ms")
-        assert waits[-1] < FIRST_WORD_SECONDS * 3, "a busy machine is given three times as long"
+        assert waits[-1] < FIRST_WORD_SECONDS * 3, "a slow machine is given three times as long"
         assert not begun_untold, "others wait for their first word meanwhile"
         assert lags[int(0.9 * len(lags))] < 0.25
         assert sum(len(pool._threads) for pool in operator.pools) <= 6, "threads are bounded over all jobs"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rowmill.ledger import Notices
-from rowmill_operator.kube import controller
+from rowmill_operator.kube import controller, deletion
 from rowmill_operator.notify import courier, schedule
 from tests.support.kube_cluster import Object
 from tests.support.kube_lab import KubeLab, batch_job, hurry, kube_lab
@@ -93,7 +93,7 @@ async def test_an_endpoint_that_is_down_is_told_once_over_restarts(lab: KubeLab)
 
 async def test_a_receiver_that_never_answers_holds_up_nobody(lab: KubeLab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not its job's status, nor its next run, nor its deletion, nor what another job's receiver is told."""
-    monkeypatch.setattr(controller, "FIRST_TRIES_SECONDS", 0.1)
+    monkeypatch.setattr(deletion, "FIRST_TRIES_SECONDS", 0.1)
     async with Webhook(usual=Reply(silent=True)) as slow, Webhook() as quick:
         async with lab.operator(webhooks=HERE):
             lab.cluster.put("batchjobs", notifying(slow.url, name="slow", rows=3))
@@ -178,7 +178,7 @@ async def test_a_job_that_is_deleted_at_its_end_is_told_once_more(
         return await record(self, *given, **more)
 
     monkeypatch.setattr(Notices, "record", late)
-    monkeypatch.setattr(controller, "FIRST_TRIES_SECONDS", 60.0)
+    monkeypatch.setattr(deletion, "FIRST_TRIES_SECONDS", 60.0)
     async with Webhook() as hook:
         async with lab.operator(webhooks=HERE):
             lab.cluster.put("batchjobs", notifying(hook.url))

@@ -213,3 +213,48 @@ async def test_an_ask_that_comes_after_a_younger_one_is_refused(redis_url: str) 
         pod.books._asked -= 1
         assert (await pod.books.ask([0, 0], holds=0)).permits == []
         assert (await pod.books.ask([0, 0], holds=0)).permits != []
+
+
+async def test_where_a_job_stands_in_its_group_is_seen_without_changing_anything(redis_url: str) -> None:
+    async with group(redis_url, 12) as sim:
+        raw = sync_redis.Redis.from_url(redis_url)
+        look = sim._window.limits_look(installation="sim", namespace="ns", group="g12", clock=lambda: sim.now)
+        wide, slow = GroupLimits(600, 0, 4), GroupLimits(60, 9000, 40)
+        assert await look.standing("wide", wide) == (wide, [], []), "nobody is there"
+        assert raw.keys() == []
+
+        sim.join("w", "wide", wide)
+        sim.join("s", "slow", slow)
+        await sim.run(1)
+        key = "rowmill:{limits:sim:ns:g12}"
+        before, left = raw.get(key), raw.pttl(key)
+        held = GroupLimits(60, 9000, 4)
+        assert await look.standing("wide", wide) == (held, ["slow"], ["slow"]), "each has a lower one"
+        assert await look.standing("slow", slow) == (held, ["wide"], ["wide"])
+        assert await look.standing("new", GroupLimits()) == (held, ["slow", "wide"], []), "before it has workers"
+        assert await look.standing("lowest", GroupLimits(6, 900, 1)) == (GroupLimits(6, 900, 1), [], ["slow", "wide"])
+        assert await look.standing("same", held) == (held, [], ["slow", "wide"])
+        edited = GroupLimits(6000, 0, 400)
+        assert await look.standing("wide", edited) == (slow, ["slow"], []), "whatever its workers have asked with"
+        assert raw.get(key) == before
+        assert raw.pttl(key) <= left, "a look keeps no books alive"
+
+        for n in range(9):
+            sim.join(f"p{n}", f"job-{n}", GroupLimits(60, 0, 4))
+        await sim.run(1)
+        assert (await look.standing("wide", wide)).lowered_by == ["job-0", "job-1", "job-2", "job-3", "job-4"]
+        for n in range(9):
+            sim.die(f"p{n}")
+        await sim.run(12)
+        assert await look.standing("wide", wide) == (held, ["slow"], ["slow"]), "those that died are forgotten"
+
+        last = sim.join("last", "slow", slow)
+        sim.die("s")
+        sim.die("last")
+        while not (await last.books.ask([0], holds=0)).permits:
+            sim.now += 0.4
+        sim.now += 4  # it asks no more; what it holds may be in flight yet
+        assert await look.standing("wide", wide) == (held, ["slow"], ["slow"]), "until its calls' timeout is over"
+        sim.now += 13
+        assert await look.standing("wide", wide) == (wide, [], []), "though nobody has asked and put the books in order"
+        raw.close()

@@ -198,6 +198,7 @@ async def test_results_in_another_format(quick: Desk, name: str) -> None:
     assert [row["text"] for row in rows] == ["text 1", "text 2", "text 3"]
 
 
+@pytest.mark.slow
 async def test_failed_rows_are_shown_and_retried_alone(quick: Desk) -> None:
     quick.write(20, failurePolicy={"maxFailedPercent": 5, "minProcessedRows": 20})
     quick.endpoint.play(Plan(rows={f"T-{seq}": [Behaviour("ok", status=400)] for seq in (3, 7)}))
@@ -342,7 +343,7 @@ async def test_a_worker_that_dies_is_replaced(quick: Desk) -> None:
     (worker,) = [p for p in quick.processes() if "worker" in p.cmdline()]
     assert "rowmill worker" in " ".join(worker.cmdline())
     worker.kill()
-    await quick.endpoint.wait(calls=5, timeout=40)
+    await quick.endpoint.wait(calls=5, timeout=90)
     quick.endpoint.release()
     said = await heard(process)
     assert said.code == 0, said

@@ -64,7 +64,7 @@ def ended(process: psutil.Process) -> bool:
         return True
 
 
-def wait_until_ended(*processes: psutil.Process, seconds: float = 15.0) -> None:
+def wait_until_ended(*processes: psutil.Process, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not all(ended(process) for process in processes):
         assert time.monotonic() < deadline, "it still runs"

@@ -22,6 +22,7 @@ from rowmill.tasks import end_tasks
 from rowmill_cli.local.postgres_server import PostgresServer
 from rowmill_operator.engine import conductor
 from rowmill_operator.engine.engine import Engine
+from rowmill_operator.engine.run_source import SourcePlaces
 from rowmill_worker import quota
 from rowmill_worker.executors.protocol import Attempt
 from tests.support.inprocess import KeepLast, Lab, lab, manifest
@@ -159,8 +160,7 @@ class Drive:
             window=stores.window,
             fleet=workers,
             sink=self.sink,
-            base=stores.folder,
-            cache=stores.folder,
+            places=SourcePlaces(base=stores.folder, cache=stores.folder),
             log=stores.log,
         )
         self.task: asyncio.Task[RunStatus] = asyncio.create_task(engine.run(stop=asyncio.Event()))
@@ -180,6 +180,7 @@ async def watched(dsn: str) -> AsyncIterator[Watch]:
         await end_tasks([looking])
 
 
+@pytest.mark.slow
 async def test_runs_of_two_ledgers_share_half_of_a_server_and_all_finish(
     tmp_path: Path, redis_url: str, small_postgres: PostgresServer
 ) -> None:

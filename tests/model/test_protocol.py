@@ -22,6 +22,7 @@ def test_two_rows_and_any_one_fault() -> None:
     assert explore(rows=2, faults=1).complete > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "kinds"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 
 from tests.support.inprocess import lab, manifest
@@ -13,6 +14,7 @@ KNEE = 8
 CALL_SECONDS = 0.1
 
 
+@pytest.mark.slow
 async def test_the_slots_find_the_knee_and_health_adds_up(tmp_path: Path, redis_url: str, postgres_dsn: str) -> None:
     places = asyncio.Semaphore(KNEE)
 

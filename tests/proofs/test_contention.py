@@ -213,6 +213,7 @@ async def crowd(folder: Path, *, redis_url: str, postgres_dsn: str, rows: int) -
         assert all(outcome.result == f'{{"row":"{outcome.seq}"}}' for outcome in outcomes)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_no_row_is_executed_by_two_at_once_nor_twice(tmp_path: Path, redis_url: str, postgres_dsn: str) -> None:
     rows = 45_000

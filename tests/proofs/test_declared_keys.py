@@ -112,6 +112,7 @@ async def test_a_key_that_waits_for_its_retry_is_not_taken_over(
     assert len(jobs_that_called) == 1
 
 
+@pytest.mark.slow
 async def test_a_burst_is_queued_not_dropped_and_not_duplicated(
     tmp_path: Path, redis_url: str, postgres_dsn: str
 ) -> None:

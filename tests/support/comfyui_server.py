@@ -24,7 +24,9 @@ OUTPUT_CLASSES = {"SaveImage", "PreviewImage", "PreviewAny"}
 REQUIRED: dict[str, tuple[str, ...]] = {
     "CheckpointLoaderSimple": ("ckpt_name",),
     "CLIPTextEncode": ("text", "clip"),
+    "EmptyLatentImage": ("width", "height", "batch_size"),
     "KSampler": ("model", "seed", "positive"),
+    "VAEDecode": ("samples", "vae"),
     "SaveImage": ("images",),
     "PreviewImage": ("images",),
     "PreviewAny": ("source",),

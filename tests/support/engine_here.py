@@ -21,6 +21,7 @@ from rowmill.spec import load_manifest_file
 from rowmill.status import RunStatus
 from rowmill_operator.engine.engine import Engine
 from rowmill_operator.engine.feeder import WindowBounds
+from rowmill_operator.engine.run_source import SourcePlaces
 from tests.support.disturbed import At, DisturbedWindow, undisturbed
 from tests.support.engine_process import NoFleet
 from tests.support.rig import Rig
@@ -81,6 +82,7 @@ class EngineHere:
         window_rows: int = 20_000,
         unaware: bool = False,
         wall: Callable[[], float] = time.time,
+        resumed_at: float | None = None,
     ) -> None:
         self._rig = rig
         self._at = at
@@ -88,6 +90,7 @@ class EngineHere:
         self._bounds = WindowBounds(rows=window_rows)
         self._unaware = unaware
         self._wall = wall
+        self._resumed_at = resumed_at
         self.log = NotedLog()
         self._stop = asyncio.Event()
         self._stack = AsyncExitStack()
@@ -121,11 +124,11 @@ class EngineHere:
             window=window,
             fleet=self.fleet,
             sink=self,
-            base=self._rig.folder,
-            cache=self._rig.folder,
+            places=SourcePlaces(base=self._rig.folder, cache=self._rig.folder),
             log=self.log,
             bounds=self._bounds,
             wall=self._wall,
+            resumed_at=self._resumed_at,
         )
         self._task = asyncio.create_task(engine.run(stop=self._stop), name="engine here")
         return self

@@ -24,6 +24,7 @@ from rowmill.status import Phase, RunStatus
 from rowmill.telemetry.logging import configure_logging
 from rowmill_operator.engine.engine import Engine
 from rowmill_operator.engine.feeder import WindowBounds
+from rowmill_operator.engine.run_source import SourcePlaces
 from tests.support.disturbed import At, DisturbedWindow, dies_at, undisturbed
 
 
@@ -74,8 +75,7 @@ async def drive(job_file: Path, status_file: Path, window_rows: int, at: At) -> 
         window=window,
         fleet=NoFleet(),
         sink=LineSink(status_file),
-        base=job_file.parent,
-        cache=job_file.parent,
+        places=SourcePlaces(base=job_file.parent, cache=job_file.parent),
         log=log,
         bounds=WindowBounds(rows=window_rows),
     )

@@ -23,6 +23,7 @@ from rowmill.telemetry.metrics import WorkerMetrics
 from rowmill.window import Window
 from rowmill_operator.engine.engine import Engine
 from rowmill_operator.engine.feeder import WindowBounds
+from rowmill_operator.engine.run_source import SourcePlaces
 from rowmill_worker.events import Events
 from rowmill_worker.executors.protocol import Executor
 from rowmill_worker.executors.secrets import SecretReader
@@ -82,8 +83,7 @@ class Lab:
             window=self.window,
             fleet=NoFleet(),
             sink=sink or KeepLast(),
-            base=self.folder,
-            cache=self.folder,
+            places=SourcePlaces(base=self.folder, cache=self.folder),
             log=self.log,
             bounds=WindowBounds(rows=window_rows),
         )

@@ -8,6 +8,7 @@ a test wants rows to flow.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 import time
@@ -27,27 +28,32 @@ from rowmill.storage import AddressPolicy
 from rowmill.tasks import end_tasks
 from rowmill.telemetry.metrics import EngineMetrics
 from rowmill.window import Window
-from rowmill_operator.kube import controller, fleet, hub, stores, sweep, writer
+from rowmill_operator.kube import controller, deletion, execution, fleet, hub, remains, stores, sweep, writer
 from rowmill_operator.kube.api import KubeApi, path_of
-from rowmill_operator.kube.controller import JobController, Tools
+from rowmill_operator.kube.controller import JobController
 from rowmill_operator.kube.events import EventRecorder
 from rowmill_operator.kube.hub import Deployments, Hub
 from rowmill_operator.kube.metrics import JobsCollector, OperatorMetrics
 from rowmill_operator.kube.notices import NotifyTools
-from rowmill_operator.kube.pod_template import JOB_KEY, WorkloadSettings
+from rowmill_operator.kube.pod_template import JOB_KEY, SECRETS_DIR, WorkloadSettings
 from rowmill_operator.kube.runner import RunTools
+from rowmill_operator.kube.shared_keys import SharedKeys
 from rowmill_operator.kube.stores import Stores
+from rowmill_operator.kube.tools import Tools
 from rowmill_operator.notify import Poster
 from tests.support.inprocess import INSTALLATION, Lab
 from tests.support.kube_cluster import Cluster, Object, condition
 
 IMAGE = "example.org/rowmill-worker:1"
+NOBODY = SharedKeys()
+"""Nobody may share dedupe keys over namespaces: the chart's default."""
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have every pause of the operator's be short: what is tested waits for events, and so need nobody wait."""
-    monkeypatch.setattr(controller, "RETRY_SECONDS", (0.05, 0.2))
-    monkeypatch.setattr(controller, "PODS_GONE_SECONDS", 0.05)
+    for module in (controller, deletion, execution):
+        monkeypatch.setattr(module, "RETRY_SECONDS", (0.05, 0.2))
+    monkeypatch.setattr(remains, "PODS_GONE_SECONDS", 0.05)
     monkeypatch.setattr(fleet, "RETRY_SECONDS", (0.05, 0.2))
     monkeypatch.setattr(fleet, "SETTLE_SECONDS", 0.3)
     monkeypatch.setattr(fleet, "LOOK_SECONDS", 0.1)
@@ -182,12 +188,32 @@ class Kubelet:
             config_map = self._cluster.get("configmaps", mounted, metadata["namespace"])
             assert config_map is not None, f"the pod mounts the ConfigMap {mounted}, which is not there"
             job = load_manifest(config_map["data"][JOB_KEY], where=mounted)
-            await stack.enter_async_context(self._lab.worker(job))
+            mounts = self._secrets(self._lab.folder / "pods" / pod, metadata["namespace"], template)
+            await stack.enter_async_context(self._lab.worker(job, environ={SECRETS_DIR: str(mounts)}))
         return pod, stack
+
+    def _secrets(self, folder: Path, namespace: str, template: Object) -> Path:
+        """The folder where a pod has the keys of Secrets that its volumes name."""
+        for volume in template["spec"]["volumes"]:
+            for source in volume.get("projected", {}).get("sources", ()):
+                secret = source["secret"]
+                data = (self._cluster.get("secrets", secret["name"], namespace) or {}).get("data", {})
+                for item in secret["items"]:
+                    if item["key"] in data:
+                        path = folder / item["path"]
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(base64.b64decode(data[item["key"]]))
+                    else:
+                        assert secret.get("optional"), f"the pod waits for {item['key']} of the Secret {secret['name']}"
+        return folder
 
 
 class Operator:
-    """One operator that leads. `close` ends it as SIGTERM does. Webhooks may be at `webhooks` (CIDRs)."""
+    """One operator that leads. `close` ends it as SIGTERM does. Webhooks may be at `webhooks` (CIDRs), sources and
+    output at `sources`.
+
+    `shared_keys` is the permission to share dedupe keys over namespaces.
+    """
 
     def __init__(
         self,
@@ -198,6 +224,8 @@ class Operator:
         postgres_dsn: str,
         worker_image: str,
         webhooks: tuple[str, ...] = (),
+        sources: tuple[str, ...] = (),
+        shared_keys: SharedKeys = NOBODY,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.cluster = cluster
@@ -234,7 +262,7 @@ class Operator:
                 uploads=asyncio.Semaphore(2),
                 cache=folder,
                 cache_bytes=2**20,
-                policy=AddressPolicy.tenants(),
+                policy=AddressPolicy.tenants(sources),
                 ambient=False,
                 metrics=EngineMetrics(self.registry),
                 log=self.log,
@@ -253,6 +281,7 @@ class Operator:
             log=self.log,
             wrote=self.metrics.status_written,
             reconciled=self.metrics.reconciled,
+            shared_keys=shared_keys,
         )
         self.make: Callable[[Mapping[str, Any]], JobController] = lambda body: JobController(body, tools=self.tools)
         self.hub = Hub(make=lambda body: self.make(body), log=self.log)
@@ -323,6 +352,8 @@ class KubeLab:
         redis_url: str | None = None,
         postgres_dsn: str | None = None,
         webhooks: tuple[str, ...] = (),
+        sources: tuple[str, ...] = (),
+        shared_keys: SharedKeys = NOBODY,
     ) -> AsyncIterator[Operator]:
         operator = Operator(
             self.cluster,
@@ -331,6 +362,8 @@ class KubeLab:
             postgres_dsn=postgres_dsn or self.postgres_dsn,
             worker_image=worker_image,
             webhooks=webhooks,
+            sources=sources,
+            shared_keys=shared_keys,
         )
         operator.start()
         try:

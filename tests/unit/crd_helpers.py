@@ -166,6 +166,12 @@ def _program(rule: str) -> Any:
     return environment.program(environment.compile(rule), functions={"lowerAscii": _lower_ascii})
 
 
+RESERVED = {"as", "break", "const", "continue", "else", "for", "function", "if", "import", "in", "let", "loop"} | {
+    *("namespace", "package", "return", "var", "void", "while", "true", "false", "null"),
+}
+"""Words of CEL: a field of such a name is written with underscores around it."""
+
+
 def opaque(value: Any, schema: Schema) -> Any:
     """`value` as rules see it: free JSON has no parts, it is equal as a whole or not."""
     if schema.get("x-kubernetes-preserve-unknown-fields") and not schema.get("properties"):
@@ -173,7 +179,12 @@ def opaque(value: Any, schema: Schema) -> Any:
     if isinstance(value, dict):
         values = schema.get("additionalProperties")
         properties = schema.get("properties", {})
-        return {n: opaque(v, properties.get(n, values if isinstance(values, dict) else {})) for n, v in value.items()}
+        return {
+            f"__{n}__" if n in RESERVED and n in properties else n: opaque(
+                v, properties.get(n, values if isinstance(values, dict) else {})
+            )
+            for n, v in value.items()
+        }
     if isinstance(value, list):
         return [opaque(item, schema.get("items", {})) for item in value]
     return value

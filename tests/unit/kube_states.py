@@ -46,7 +46,10 @@ def _trouble(reason: str, seconds: float = 0.0, *, phase: str = Phase.RUNNING, r
     return Facts(phase=phase, trouble=Trouble(reason, f"{reason} is in the way", seconds), workers_ready=ready)
 
 
-REFUSED = ("InvalidSpec", "FrozenFieldChanged", "ResultsDropped", "NotAvailable", "SourceInvalid", "SourceChanged")
+REFUSED = (
+    *("InvalidSpec", "FrozenFieldChanged", "ResultsDropped", "NotAvailable"),
+    *("DedupeNotPermitted", "SourceInvalid", "SourceChanged"),
+)
 PASSING = ("WaitingForStore", "Unschedulable", "QuotaExceeded", "CapacityLimited")
 PATIENT = (
     "SourceUnavailable",
@@ -72,6 +75,22 @@ STATES = [
         "Reconciling",
     ),
     _state("suspended", Facts(phase=Phase.SUSPENDED), "Suspended", "Current", "Suspended", "Ready"),
+    _state(
+        "budget-used-up",
+        Facts(phase=Phase.SUSPENDED, reason=Reason.BUDGET_EXHAUSTED, message="the 5 calls are used up. Raise it"),
+        "BudgetExhausted",
+        "Current",
+        "Suspended",
+        "Ready",
+    ),
+    _state(
+        "calls-refused",
+        Facts(phase=Phase.SUSPENDED, reason=Reason.CALLS_REFUSED, message="calls are refused. Mend the credentials"),
+        "CallsRefused",
+        "Failed",
+        "Suspended",
+        "Stalled",
+    ),
     _state("complete", Facts(phase=Phase.COMPLETE), "Completed", "Current", "Complete", "Ready"),
     _state(
         "complete-with-failures",

@@ -51,6 +51,7 @@ ALL_ON: dict[str, Any] = merged(
         "redis": {"workerExistingSecret": {"name": "stores", "key": "worker-redis"}},
         "postgres": {"workerExistingSecret": {"name": "stores", "key": "worker-postgres"}},
         "sources": {"allowAddresses": ["127.0.0.0/8", "fe80::/10"], "ambientCredentials": True},
+        "dedupe": {"shared": [{"group": "orders", "namespaces": ["shop", "billing"]}]},
         "operator": {
             "replicas": 2,
             "threads": 8,
@@ -209,6 +210,7 @@ def test_the_operator_gets_the_values() -> None:
         "ROWMILL_THREADS": "8",
         "ROWMILL_ALLOW_ADDRESSES": "127.0.0.0/8,fe80::/10",
         "ROWMILL_AMBIENT_CREDENTIALS": "true",
+        "ROWMILL_DEDUPE_SHARED": '[{"group":"orders","namespaces":["shop","billing"]}]',
         "ROWMILL_CACHE_DIR": "/var/cache/rowmill",
         "ROWMILL_CACHE_BYTES": "8589934592",
         "SSL_CERT_FILE": "/etc/authority/ca.crt",
@@ -356,4 +358,6 @@ def test_the_operator_understands_its_environment() -> None:
     assert settings.worker_image == "registry.example:5000/team/rowmill-worker:0.1.0-gpu"
     assert (settings.http_port, settings.worker_http_port, settings.threads) == (9090, 9000, 8)
     assert settings.ambient_credentials
+    assert settings.shared_keys.permits(group="orders", namespace="billing")
+    assert not settings.shared_keys.permits(group="orders", namespace="support")
     assert settings.cache.as_posix() in {m["mountPath"] for m in container["volumeMounts"]}

@@ -174,7 +174,7 @@ def test_help_is_there_for_each_command(command: list[str], capsys: pytest.Captu
 
 def test_the_module_is_the_command() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "rowmill_cli", "--version"], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-m", "rowmill_cli", "--version"], capture_output=True, text=True, timeout=60, check=True
     )
     assert "rowmill" in done.stdout
 
@@ -191,7 +191,7 @@ def test_output_that_nobody_reads_is_no_error() -> None:
     os.close(reading)
     program = "from rowmill_cli.output import write_out; assert not write_out('a'); assert write_out('b')"
     done = subprocess.run(
-        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, timeout=30, check=False
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"")

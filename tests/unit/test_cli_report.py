@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from rowmill.identity import RunIdentity
+from rowmill.spend import Pause, Reason, Spend
 from rowmill.status import ErrorCount, Phase, RunStatus
 from rowmill_cli.progress import (
     BarProgress,
@@ -73,6 +75,34 @@ def test_an_interrupted_run_says_how_to_go_on() -> None:
     assert text.startswith("Interrupted: support/triage")
     assert "  rowmill run job.yaml --state '/some where/state'" in text
     assert "not known yet" in text
+
+
+def test_what_was_used_and_what_all_rows_would_use() -> None:
+    spent = Spend(240, 36_000, 1_200, Decimal("0.9120"))
+    canary = RunStatus(phase=Phase.COMPLETE, total=200, succeeded=200, spend=spent, source_rows=120_000)
+    text = render(ending(canary))
+    assert "\n  calls         240\n" in text
+    assert "\n  used          36,000 tokens in, 1,200 out, cost 0.912\n" in text
+    projected = "144,000 calls, 21,600,000 tokens in, 720,000 out, cost 547.2 for all 120,000 rows"
+    assert f"\n  projected     {projected}" in text
+    bare = render(ending(replace(canary, spend=Spend(240))))
+    assert "  used" not in bare
+    assert "\n  projected     144,000 calls for all 120,000 rows" in bare
+    assert "projected" not in render(ending(replace(canary, source_rows=None)))
+    assert "  calls" not in render(ending(replace(canary, spend=Spend())))
+    simulated = render(ending(canary, simulated=True))
+    assert "  would call    240" in simulated
+    assert "  calls " not in simulated
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_a_run_that_stands_still_says_why_and_how_to_go_on(reason: Reason) -> None:
+    pause = Pause(reason, "the 5 calls of spec.budget.requests are used up. Raise it", 5.0)
+    status = RunStatus(phase=Phase.SUSPENDED, message=pause.message, total=9, succeeded=5, spend=Spend(5), pause=pause)
+    text = render(ending(status))
+    assert text.startswith(f"Suspended: support/triage, run 1\n{pause.message}\n")
+    assert "  rowmill run job.yaml --state '/some where/state'" in text
+    assert "  rowmill results --state '/some where/state'" in text
 
 
 def test_a_rate_of_100_percent_is_said_of_no_failure_alone() -> None:

@@ -166,6 +166,9 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"output": {"secretName": "s"}}, "spec.output", "secretName goes with a uri in an object store"),
     ({"dedupe": {}}, "spec", "key is missing, and dedupe needs it"),
     ({"key": ["a", "a"]}, "spec", "key names a column twice"),
+    ({"budget": {}}, "spec.budget", "names nothing; set at least one of requests, tokens, cost"),
+    ({"budget": {"tokens": 1}}, "spec", "budget.tokens counts nothing, as only openai and dify are told tokens"),
+    ({"budget": {"cost": 1}}, "spec", "budget.cost counts nothing without a price"),
     ({"name": "n" * 64}, "", "metadata.name must be lower-case letters"),
     ({"name": "a.b"}, "", "metadata.name must be lower-case letters"),
     ({"notify": {}}, "spec.notify", "takes exactly one of url, urlFrom"),
@@ -209,6 +212,11 @@ RIGHT: list[dict[str, Any]] = [
     {"concurrency": {"adaptive": {}}},
     {"retry": {"initialSeconds": 5, "maxSeconds": 5}},
     {"workers": {"minReplicas": 10}},
+    {"budget": {"requests": 1}},
+    {"budget": {"cost": "0.5"}, "pricing": {"perCall": "0.01"}},
+    {"budget": {"cost": 5}, "pricing": {"perMillionInputTokens": 1}} | openai(**OPENAI),
+    {"budget": {"tokens": 1}} | openai(**OPENAI),
+    {"budget": {"tokens": 1}, "executor": {"dify": {"baseUrl": "http://d/v1", "apiKey": SECRET}}},
     {"output": {"uri": "gs://b/a/", "secretName": "s"}},
     {"output": {"uri": "out.xlsx", "format": "CSV"}},
     {"output": {"uri": "out/results.csv"}},
@@ -304,6 +312,23 @@ SIMULATED: dict[str, Any] = {
     "simulate": {"errors": [{"class": "Timeout", "percent": 5}], "costPerRow": 0},
 }
 
+EMBEDDINGS: dict[str, Any] = {"executor": {"embeddings": {"model": "m", "text": "{{ row.x }}"}}}
+FUNCTION: dict[str, Any] = {"executor": {"python": {"function": "a:b", "arguments": {"x": [1]}, "processes": 2}}}
+GATHERED = openai(endpoint="Embeddings", model="m", input="{{ row.x }}", batching={"maxSize": 8})
+
+
+def embeddings(**fields: Any) -> dict[str, Any]:
+    return {"executor": {"embeddings": EMBEDDINGS["executor"]["embeddings"] | fields}}
+
+
+def function(**fields: Any) -> dict[str, Any]:
+    return {"executor": {"python": FUNCTION["executor"]["python"] | fields}}
+
+
+def gathered(**fields: Any) -> dict[str, Any]:
+    return {"executor": {"openai": GATHERED["executor"]["openai"] | fields}}
+
+
 FROZEN: list[tuple[dict[str, Any], dict[str, Any], set[str]]] = [
     (BEFORE, {"source": {"uri": "https://h/b.csv"}}, {"spec.source.uri"}),
     (BEFORE, {"source": {"uri": "https://h/a.csv", "format": "JSONL"}}, {"spec.source.format"}),
@@ -318,6 +343,21 @@ FROZEN: list[tuple[dict[str, Any], dict[str, Any], set[str]]] = [
     (BEFORE, http(body={"text": "{{ row.y }}", "deep": [1, {"a": None}]}), {"spec.executor"}),
     (BEFORE, http(body={"text": "{{ row.x }}", "deep": [1, {}]}), {"spec.executor"}),
     (BEFORE, {"executor": {"python": {"function": "a:b"}}}, {"spec.executor"}),
+    (BEFORE | EMBEDDINGS, embeddings(model="n", batching={"maxSize": 8}), {"spec.executor"}),
+    (BEFORE | EMBEDDINGS, embeddings(text="{{ row.y }}"), {"spec.executor"}),
+    (BEFORE | EMBEDDINGS, embeddings(revision="v1"), {"spec.executor"}),
+    (BEFORE | EMBEDDINGS, embeddings(dtype="BFloat16"), {"spec.executor"}),
+    (BEFORE | EMBEDDINGS, embeddings(device="CPU"), {"spec.executor"}),
+    (BEFORE | EMBEDDINGS, embeddings(maxLength=9), {"spec.executor"}),
+    (BEFORE | EMBEDDINGS, embeddings(onTooLong="Fail"), {"spec.executor"}),
+    (BEFORE | EMBEDDINGS, embeddings(normalize=False), {"spec.executor"}),
+    (BEFORE | EMBEDDINGS, FUNCTION, {"spec.executor"}),
+    (BEFORE | FUNCTION, function(function="a:c", processes=3), {"spec.executor"}),
+    (BEFORE | FUNCTION, function(arguments={"x": [2]}), {"spec.executor"}),
+    (BEFORE | GATHERED, gathered(batching=None), {"spec.executor"}),
+    (BEFORE | GATHERED, gathered(model="n"), {"spec.executor"}),
+    (BEFORE | GATHERED, gathered(parameters={"dimensions": 8}), {"spec.executor"}),
+    (BEFORE | openai(**OPENAI), openai(**OPENAI | {"messages": [{"role": "user", "content": "y"}]}), {"spec.executor"}),
     (BEFORE, {"dedupe": {"group": "b"}}, {"spec.dedupe"}),
     (BEFORE, {"dedupe": None}, {"spec.dedupe"}),
     (BEFORE, {"shards": 5}, {"spec.shards"}),
@@ -340,6 +380,9 @@ FREE: list[tuple[dict[str, Any], dict[str, Any]]] = [
     (SIMULATED, {"simulate": SIMULATED["simulate"] | {"costPerRow": "0"}}),
     (BEFORE | http(), http(headers=[], method="POST")),
     (BEFORE | {"key": None, "dedupe": None}, {"key": []}),
+    (BEFORE | EMBEDDINGS, embeddings(batching={"maxSize": 256, "minSize": 4}, startTimeoutSeconds=60)),
+    (BEFORE | FUNCTION, function(processes=None, batching={}, startTimeoutSeconds=60)),
+    (BEFORE | GATHERED, gathered(batching={"maxSize": 9, "maxWaitMilliseconds": 0, "queueSize": 90})),
 ]
 
 
@@ -397,7 +440,14 @@ PARTS = st.fixed_dictionaries(
         "simulate": st.sampled_from([{}, {"seed": 1}, {"costPerRow": "0"}, {"costPerRow": 0}]),
         "source": st.sampled_from([ROWS["source"], CONFIG["source"], {"uri": "a.csv"}, {"uri": "a.csv", "limit": 1}]),
         "executor": st.sampled_from(
-            [{"http": HTTP}, {"http": HTTP | {"method": "POST"}}, {"http": HTTP | {"body": 1}}]
+            [
+                {"http": HTTP},
+                {"http": HTTP | {"method": "POST"}},
+                {"http": HTTP | {"body": 1}},
+                *(one["executor"] for one in (EMBEDDINGS, embeddings(batching={"maxSize": 8}), FUNCTION, function())),
+                *(one["executor"] for one in (function(processes=9), GATHERED, gathered(batching={}))),
+                *(one["executor"] for one in (gathered(batching=None), gathered(input="x"), gathered(result="model"))),
+            ]
         ),
     },
 )
@@ -429,7 +479,7 @@ def costs() -> Iterator[tuple[str, int]]:
         sizes = {p: _bytes(n) for p, n in nodes(node)} | {"metadata.name": UNBOUNDED}
         for rule in node.get("x-kubernetes-validations", ()):
             text = rule["rule"]
-            reads = [sizes.get(p, 0) for p in re.findall(r"(?:self|oldSelf)\.([A-Za-z.]+)", text)]
+            reads = [sizes.get(p, 0) for p in re.findall(r"(?:self|oldSelf)\.([A-Za-z._]+)", text.replace("__", ""))]
             patterns = [len(p) for p in re.findall(r"matches\('([^']*)'\)", text)]
             lists = re.findall(r"self\.(\w+)\.(?:all|exists_one)\(", text)
             turn = sum(reads) // 10 * (1 + max(patterns, default=0) // 4) + 10 * len(reads) + 100

@@ -83,6 +83,8 @@ SPECS: list[dict[str, Any]] = [
     {"concurrency": {"perWorker": 5, "adaptive": {}}, "limits": {"group": "g", "maxInFlight": 5}},
     {"workers": {"gpu": {}, "nodeSelector": {"a": "b"}, "tolerations": [{"key": "k", "operator": "Exists"}]}},
     {"workers": {"scaling": "External", "resources": {"limits": {"cpu": 1}}, "podTemplate": {"spec": {"x": [None]}}}},
+    {"pricing": {"perCall": "0.002"}, "budget": {"requests": 5, "cost": "0.5"}},
+    {"pricing": {"perMillionInputTokens": 1}},
     {"failurePolicy": {"maxFailedPercent": 5}, "ttlSecondsAfterFinished": 0, "activeDeadlineSeconds": 60},
     {"executor": {"http": {"url": "http://127.0.0.1/"}}},
     {"executor": {"embeddings": {"model": "m", "text": "{{ row.text }}", "batching": {"maxSize": 8}}}},
@@ -266,6 +268,12 @@ def test_a_null_is_dropped_where_the_models_take_it_for_nothing() -> None:
         ({"workers": {"replicas": -1}}, "spec.workers.replicas"),
         ({"output": {"include": ["All"]}}, "spec.output.include[0]"),
         ({"mode": "Simulate", "simulate": {"costPerRow": "1e3x"}}, "spec.simulate.costPerRow"),
+        ({"budget": {"requests": 0}}, "spec.budget.requests"),
+        ({"budget": {"requests": 1.5}}, "spec.budget.requests"),
+        ({"budget": {"cost": "-1"}, "pricing": {"perCall": 1}}, "spec.budget.cost"),
+        ({"budget": {"cost": "0.0000000001"}, "pricing": {"perCall": 1}}, "spec.budget.cost"),
+        ({"budget": {"cost": "1,5"}, "pricing": {"perCall": 1}}, "spec.budget.cost"),
+        ({"pricing": {"perCall": "free"}}, "spec.pricing.perCall"),
     ],
 )
 def test_schema_and_models_refuse_the_same(spec: dict[str, Any], path: str) -> None:
@@ -302,6 +310,13 @@ def test_the_status_that_the_documentation_shows_fits_its_schema() -> None:
         "workers": {"desired": 8, "ready": 8, "image": "worker@sha256:0", "selector": "rowmill.dev/job=triage"},
         "output": {"uri": "s3://bucket/triage/1/", "parts": 3, "failures": "s3://bucket/triage/1/failures.jsonl"},
         "errors": [{"class": "HTTP429", "count": 31, "exampleRow": 4711}],
+        "spend": {
+            "requests": 80043,
+            "inputTokens": 9000000,
+            "outputTokens": 120000,
+            "cost": "1.422",
+            "projected": {"rows": 120000, "requests": 120047, "cost": "2.1327"},
+        },
     }
     JobStatus.model_validate(status, by_alias=True, by_name=False)
     schema = SCHEMA["properties"]["status"]

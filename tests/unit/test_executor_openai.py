@@ -426,13 +426,13 @@ async def test_the_tokens_that_a_row_may_cost_are_never_reckoned_too_low() -> No
         for fields, most in cases:
             async with openai_executor(url, **fields) as executor:
                 row = attempt(text="ä b c", most=5)
-                reckoned = executor.estimate(row)
+                reckoned = sum(executor.estimate(row))
                 await executor.execute(row)
                 assert row.usage is not None
                 sent = json.dumps(server.asked[-1].body, ensure_ascii=False, separators=(",", ":")).encode()
                 assert reckoned == len(sent) + most
                 assert reckoned >= row.usage.input_tokens + row.usage.output_tokens
-                assert executor.estimate(attempt()) == 0
+                assert executor.estimate(attempt()) == (0, 0)
 
 
 async def test_the_examples_run_on_a_server_that_has_their_model() -> None:

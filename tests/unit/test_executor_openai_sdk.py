@@ -6,6 +6,7 @@ Strictly: a field that the package does not know, or a value of another type tha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import openai
@@ -36,7 +37,11 @@ REQUESTS: Mapping[str, Any] = {
     "/v1/embeddings": embedding_create_params.EmbeddingCreateParams,
     "/v1/responses": response_create_params.ResponseCreateParamsNonStreaming,
 }
-ADAPTERS = {path: TypeAdapter(params) for path, params in REQUESTS.items()}
+
+
+@cache
+def adapter(path: str) -> TypeAdapter[Any]:
+    return TypeAdapter(REQUESTS[path])
 
 
 def walked(value: Any) -> Any:
@@ -51,7 +56,7 @@ def walked(value: Any) -> Any:
 def check_request(path: str, body: Json) -> None:
     known = REQUESTS[path].__annotations__
     assert set(body) <= set(known), set(body) - set(known)
-    walked(ADAPTERS[path].validate_python(body))
+    walked(adapter(path).validate_python(body))
 
 
 def unknown_fields(value: Any, path: str = "") -> Iterator[str]:

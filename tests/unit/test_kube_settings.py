@@ -30,6 +30,7 @@ def test_the_least_that_is_needed() -> None:
     assert settings.namespaces == ()
     assert settings.installation == "rowmill"
     assert settings.ambient_credentials is False
+    assert settings.shared_keys.shares == (), "nobody shares keys who was not permitted to"
     assert "geheim" not in repr(settings)
 
 
@@ -54,6 +55,7 @@ def test_everything_that_can_be_said() -> None:
             "ROWMILL_AMBIENT_CREDENTIALS": "true",
             "ROWMILL_CACHE_DIR": "/tmp/cache",
             "ROWMILL_CACHE_BYTES": "2097152",
+            "ROWMILL_DEDUPE_SHARED": '[{"group": "orders", "namespaces": ["shop"]}]',
         }
     )
     assert settings.worker_redis_url == "redis://inside:6379/0"
@@ -63,6 +65,7 @@ def test_everything_that_can_be_said() -> None:
     assert (settings.pod_name, settings.pod_namespace, settings.lease) == ("operator-7", "system", "lease")
     assert (settings.threads, settings.cache, settings.cache_bytes) == (2, Path("/tmp/cache"), 2**21)
     assert settings.ambient_credentials is True
+    assert settings.shared_keys.permits(group="orders", namespace="shop")
 
 
 @pytest.mark.parametrize("name", sorted(NEEDED))
@@ -87,6 +90,11 @@ def test_what_is_needed_and_missing_is_named_with_what_to_do(name: str, value: s
         ("ROWMILL_CACHE_BYTES", "1.5", "whole number"),
         ("ROWMILL_CACHE_BYTES", "5", "from 1048576"),
         ("ROWMILL_ALLOW_ADDRESSES", "10.0.0.0/8,nonsense", "nonsense"),
+        ("ROWMILL_DEDUPE_SHARED", "orders", "no list such as"),
+        ("ROWMILL_DEDUPE_SHARED", '[{"group": "g", "namespace": "a"}]', "unknown field `namespace`"),
+        ("ROWMILL_DEDUPE_SHARED", '[{"group": "g", "namespaces": []}]', "[0].namespaces is empty"),
+        ("ROWMILL_DEDUPE_SHARED", '[{"group": "a b", "namespaces": ["*"]}]', "[0].group is 'a b'"),
+        ("ROWMILL_DEDUPE_SHARED", '[{"group": "g", "namespaces": ["a*"]}]', "'a*', which is no namespace's name"),
     ],
 )
 def test_each_variable_that_cannot_be_used_is_named(name: str, value: str, says: str) -> None:

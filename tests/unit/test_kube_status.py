@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rowmill.ledger.budget import Capacity, Room, why_short
+from rowmill.limits import MOST_JOBS, GroupLimits, LimitsTold
 from rowmill.spec.job_status import JobStatus
+from rowmill.spend import Pause, Shortage, Spend
+from rowmill.spend import Reason as PauseReason
 from rowmill.status import ErrorCount, Phase, RunStatus
 from rowmill_operator.engine import engine as engine_module
 from rowmill_operator.engine.lifecycle import FailureRule, over_deadline
@@ -232,6 +236,23 @@ def test_the_five_most_frequent_errors() -> None:
     assert [one["class"] for one in shown] == ["HTTP507", "HTTP506", "HTTP505", "HTTP504", "HTTP503"]
 
 
+def test_the_limits_that_hold_are_told_while_rows_run() -> None:
+    limits = LimitsTold("g", GroupLimits(600, 0, 4), GroupLimits(60, 0, 4), ("shop/slow",), ("shop/wide",))
+    run = dataclasses.replace(RUNNING, limits=limits)
+    document = made(run)
+    assert document["limits"] == {
+        "requestsPerMinute": 60,
+        "maxInFlight": 4,
+        "loweredBy": ["shop/slow"],
+        "lowers": ["shop/wide"],
+    }
+    assert "limits" not in made(dataclasses.replace(run, phase=Phase.COMPLETE))
+    assert "limits" not in made(dataclasses.replace(run, limits=LimitsTold("g", GroupLimits(), GroupLimits())))
+    patch = merge_patch(document, made(dataclasses.replace(run, phase=Phase.SUSPENDED), previous=document))
+    assert patch is not None
+    assert patch["limits"] is None, "what held is taken back"
+
+
 def test_a_class_that_is_none_is_not_shown() -> None:
     """A class is a CamelCase name; anything else may be a piece of somebody's row."""
     errors = [ErrorCount("no room for Ms Doe", 3, 8), ErrorCount("X" * 200, 2, 9), ErrorCount("Timeout", 1, 10)]
@@ -297,6 +318,7 @@ def test_a_job_that_is_deleted() -> None:
 
 texts = st.text(st.characters(), max_size=9000)
 counts = st.integers(0, 10**15)
+jobs = st.lists(st.from_regex(r"\A[a-z]{1,63}/[a-z]{1,63}\Z"), max_size=MOST_JOBS).map(tuple)
 runs = st.builds(
     RunStatus,
     phase=st.sampled_from(list(Phase)),
@@ -315,6 +337,8 @@ runs = st.builds(
     workers_desired=st.integers(0, 1000),
     workers_ready=st.integers(0, 1000),
     errors=st.lists(st.builds(ErrorCount, texts, counts, counts), max_size=12),
+    limits=st.none()
+    | st.builds(LimitsTold, texts, st.just(GroupLimits()), st.builds(GroupLimits, counts, counts, counts), jobs, jobs),
 )
 
 
@@ -349,16 +373,19 @@ def test_the_largest_texts_at_once() -> None:
     """Every text and number at its limit: messages are cut further, then addresses left out, before a count is lost."""
     awkward, most = '"\\' * 256, 2**63 - 1
     classes = [ErrorCount(f"E{n}" * 32, most, most) for n in range(5)]
-    numbers = dict.fromkeys(("total", "queued", "running", "succeeded", "retried", "epoch"), most)
+    numbers: dict[str, Any] = dict.fromkeys(("total", "queued", "running", "succeeded", "retried", "epoch"), most)
     given_: dict[str, Any] = {
         "run_id": awkward,
         "trouble": Trouble(Reason.FROZEN_FIELD_CHANGED, awkward),
         "workers": Workers(awkward, awkward),
     }
-    run = dataclasses.replace(RUNNING, errors=classes, **numbers)
+    names = tuple(f"{'n' * 63}/{'j' * 62}{n}" for n in range(MOST_JOBS))
+    limits = LimitsTold("g", GroupLimits(), GroupLimits(most, most, most), names, names)
+    run = dataclasses.replace(RUNNING, errors=classes, limits=limits, **numbers)
     document = made(run, **given_, output=Output(awkward * 2, most, "s3://b/f"))
     assert 6000 < size(document) < MAX_BYTES
     assert document["output"] == {"uri": awkward * 2, "parts": most, "failures": "s3://b/f"}
+    assert (document["limits"]["loweredBy"], document["limits"]["lowers"]) == ([*names], [*names])
     document = made(run, **given_, output=Output(awkward * 2, most, awkward * 2))
     assert 6000 < size(document) < MAX_BYTES
     assert document["rows"]["succeeded"] == most
@@ -393,6 +420,84 @@ def test_a_new_operator_says_the_same_again(run: RunStatus, reason: Reason, mess
         assert merge_patch(document, again) is None
     assert (again["phase"], again["rows"]) == (document["phase"], document["rows"])
     assert again.get("errors") == document.get("errors")
+
+
+SPENT = Spend(240, 36_000, 1_200, Decimal("0.91200"))
+
+
+def test_what_was_used_and_what_all_rows_would_use() -> None:
+    canary = RunStatus(phase=Phase.COMPLETE, total=200, succeeded=190, failed=10, spend=SPENT, source_rows=120_000)
+    document = made(canary)
+    assert document["spend"] == {
+        "requests": 240,
+        "inputTokens": 36_000,
+        "outputTokens": 1_200,
+        "cost": "0.912",
+        "projected": {
+            "rows": 120_000,
+            "requests": 144_000,
+            "inputTokens": 21_600_000,
+            "outputTokens": 720_000,
+            "cost": "547.2",
+        },
+    }
+    JobStatus.model_validate(document)
+    assert made(dataclasses.replace(canary, spend=Spend(240)))["spend"] == {
+        "requests": 240,
+        "projected": {"rows": 120_000, "requests": 144_000},
+    }
+    whole = dataclasses.replace(canary, source_rows=None)
+    assert "projected" not in made(whole)["spend"], "all of it was done"
+    assert "spend" not in made(dataclasses.replace(canary, spend=Spend()))
+    large = dataclasses.replace(canary, spend=Spend(2**62, 2**61, 2**61, Decimal("1E+20")), source_rows=2**31)
+    assert made(large)["spend"]["cost"] == "1" + 20 * "0", "without exponent"
+
+
+PAUSED = {
+    "budget": Pause(
+        PauseReason.BUDGET,
+        "the 240 calls of spec.budget.requests are used up. Raise it, or leave it out, to go on",
+        NOW - 50,
+        shortage=Shortage("requests", Decimal(1), Decimal(0)),
+    ),
+    "refused": Pause(PauseReason.REFUSED, "calls are refused. Mend the credentials", NOW - 50, until=NOW + 10, tries=2),
+}
+
+
+@pytest.mark.parametrize("name", PAUSED)
+@pytest.mark.parametrize("source_rows", [None, 120_000])
+def test_a_run_that_stands_still_says_so_again_after_a_restart(name: str, source_rows: int | None) -> None:
+    pause = PAUSED[name]
+    run = RunStatus(
+        phase=Phase.SUSPENDED,
+        message=pause.message,
+        total=300,
+        succeeded=200,
+        spend=SPENT,
+        source_rows=source_rows,
+        pause=pause,
+    )
+    document = made(run)
+    assert reason_of(document) == pause.reason
+    ready = "Ready" if name == "budget" else "Stalled"
+    assert {one["type"] for one in document["conditions"] if one["status"] == "True"} == {"Suspended", ready}
+    assert {one["message"] for one in document["conditions"] if "message" in one} == {pause.message}
+    found = told(json.loads(json.dumps(document)), run_id="1", now=NOW + 5)
+    assert found is not None
+    assert merge_patch(document, made(found.run, trouble=found.trouble, previous=document, now=NOW + 5)) is None
+    assert found.run.spend == SPENT
+    assert found.run.pause is not None
+    assert (found.run.pause.reason, found.run.pause.until) == (pause.reason, None), "when to try is the ledger's to say"
+
+
+@pytest.mark.parametrize(
+    "spend",
+    [None, 3, {"requests": "x"}, {"requests": -1, "cost": "much"}, {"cost": "-1"}, {"cost": "NaN", "projected": []}],
+)
+def test_a_malformed_spend_is_nothing(spend: Any) -> None:
+    found = told(made() | {"spend": spend}, run_id="1", now=NOW)
+    assert found is not None
+    assert (found.run.spend, found.run.source_rows) == (Spend(), None)
 
 
 def test_a_trouble_that_was_stalled_stays_so_over_a_restart() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -361,6 +362,8 @@ FULL: dict[str, Any] = {
     "timeoutSeconds": 17,
     "concurrency": {"perWorker": 9, "acquireTimeoutSeconds": 11, "adaptive": {"max": 40}},
     "limits": {"group": "g", "maxInFlight": 8},
+    "pricing": {"perCall": "0.002"},
+    "budget": {"requests": 70, "cost": "0.5"},
     "retry": {"maxAttempts": 2, "initialSeconds": 0},
     "dedupe": {"scope": "Installation", "group": "orders", "ttlSeconds": 60, "onFailed": "Share"},
     "workers": {"maxReplicas": 33},
@@ -378,6 +381,8 @@ class TestManifestOfWorkers:
         spec = {name: value for name, value in FULL.items() if name != left_out}
         if left_out == "key":
             del spec["dedupe"]
+        if left_out == "pricing":
+            del spec["budget"]
         whole = job_of(**spec)
         given = load_manifest(manifest_text(whole), where="job.yaml")
         identity = identity_of(whole, installation="rowmill")
@@ -385,6 +390,20 @@ class TestManifestOfWorkers:
         assert executor_digest(given.spec) == executor_digest(whole.spec)
         assert given.spec.executor == whole.spec.executor
         assert seen_by_a_worker(given, identity) == seen_by_a_worker(whole, identity)
+
+    def test_a_budget_is_asked_of_the_ledger_so_that_raising_it_replaces_nobody(self) -> None:
+        prices = {"perCall": "0.5", "perMillionInputTokens": 0}
+        small, large = build(budget={"requests": 5}), build(budget={"requests": 5_000, "cost": "9"}, pricing=prices)
+        assert build(budget={"requests": 6}).config_map == small.config_map
+        assert build(budget={"cost": 9}, pricing=prices).config_map == large.config_map
+        # Whoever has none does not ask, and whoever knows no prices counts no money.
+        assert len({one.config_map["metadata"]["name"] for one in (build(), small, large)}) == 3
+        identity = identity_of(job_of(), installation="rowmill")
+        for spec in ({}, {"budget": {"requests": 5}}, {"budget": {"cost": 9}, "pricing": prices}):
+            whole = job_of(**spec)
+            rule = worker_job(load_manifest(manifest_text(whole), where="x"), identity, environ={}).spend
+            assert rule == worker_job(whole, identity, environ={}).spend
+            assert (rule.bounded, rule.prices.call) == ("budget" in spec, Decimal("0.5" if "pricing" in spec else 0))
 
     def test_no_row_and_no_address_of_the_source_is_in_it(self) -> None:
         text = manifest_text(job_of(source={"rows": [{"id": "confidential"}]}))
@@ -455,6 +474,7 @@ def seen_by_a_worker(job: BatchJob, identity: RunIdentity) -> list[Any]:
         job.spec.mode,
         job.spec.simulate if simulated is not None else None,
         job.spec.limits,
+        resolved.spend,
         job.spec.concurrency,
         job.spec.shards,
         None if dedupe is None else (dedupe.digest("k"), dedupe.owner(4), dedupe.rerun_failed),

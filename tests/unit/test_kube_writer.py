@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rowmill.telemetry.logging import Logger
-from rowmill_operator.kube.patches import merge_patch, merged, retouched
+from rowmill_operator.kube.patches import merge_patch, merged, retouched, touching
 from rowmill_operator.kube.writer import (
     BETWEEN_SECONDS,
     COUNTS_SECONDS,
@@ -433,6 +433,15 @@ def test_patches_are_said_again_as_things_are_now() -> None:
         "a": {"x": 1, "y": None},
         "b": {"z": 2},
     }
+
+
+def test_what_was_taken_away_stays_spoken_of_until_it_is_sure() -> None:
+    """Two fields written, the reply lost; the object taken away, unheard; one field again: the other must go."""
+    touched = touching({"more": {"p": 0, "q": 0}}, {"more": None})
+    assert retouched(touched, {"more": {"p": 0}}) == {"more": {"p": 0, "q": None}}
+    assert retouched(touched, {}) == {"more": None}
+    assert retouched(touching(touched, {"more": [1], "other": {"z": 1}}), {"more": [1]}) == {"more": [1], "other": None}
+    assert retouched(touching({"more": None}, {"more": {"p": 1}}), {"more": {"q": 1}}) == {"more": {"p": None}}
 
 
 fates = st.sampled_from([None, None, "slow", "lost", "hangs", Refused(409), Refused(500), OSError("away")])

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 from rowmill_cli.kubectl.client import Access, Kubectl
 from rowmill_cli.kubectl.errors import Unreachable
 from rowmill_cli.kubectl.main import cli, main
+from rowmill_operator.kube import naming
+from rowmill_operator.kube.body import resumed_at
 from tests.unit.kubectl_double import KubectlDouble, batch_job
 
 NOT_FOUND = 'Error from server (NotFound): batchjobs.rowmill.dev "triag" not found\n'
@@ -63,6 +67,13 @@ class TestStatus:
             errors=[{"class": "HTTP429", "count": 12, "exampleRow": 4711}],
             output={"uri": "s3://bucket/triage/1/", "parts": 3},
             workers={"desired": 8, "ready": 7, "image": "i"},
+            spend={
+                "requests": 80_043,
+                "inputTokens": 9_000_000,
+                "outputTokens": 120_000,
+                "cost": "1.422",
+                "projected": {"rows": 120_000, "requests": 120_047, "cost": "2.1327"},
+            },
         )
         kubectl.answers(*GET, out=job)
         code, out, err = run(capsys, "status", "triage", "-n", "support", "--context", "west", "--as", "bob")
@@ -77,6 +88,8 @@ class TestStatus:
             "9,000 queued, 24 with a worker",
             "5,400 rows a minute",
             "7 ready of 8 wanted",
+            "\n  used          80,043 calls, 9,000,000 tokens in, 120,000 out, cost 1.422\n",
+            "\n  projected     120,047 calls, cost 2.1327, for 120,000 rows\n",
             "HTTP429                 12 rows       such as row 4711".replace("4711", "4,711"),
             "Results: s3://bucket/triage/1/ (3 files)",
             "kubectl rowmill status triage -n support --context=west --as=bob --watch",
@@ -110,6 +123,18 @@ class TestStatus:
                 "change spec.runId for a new run",
             ),
             (batch_job(message="no image", reason="ImagePullFailed", true=("Stalled",)), "No image.", "describe"),
+            (
+                batch_job(
+                    phase="Suspended", reason="CallsRefused", message="mend the key", true=("Suspended", "Stalled")
+                ),
+                "Mend the key. (CallsRefused)",
+                "kubectl rowmill resume triage -n support",
+            ),
+            (
+                batch_job(phase="Suspended", reason="BudgetExhausted", message="the 5 calls are used up. Raise it"),
+                "Raise it. (BudgetExhausted)",
+                "# raise spec.budget in the manifest and apply it",
+            ),
         ],
     )
     def test_each_state_says_why_and_what_is_next(
@@ -462,6 +487,71 @@ class TestSuspendAndResume:
         assert code == 0
         assert json.loads(call[call.index("-p") + 1])[-1] == {"op": "replace", "path": "/spec/suspend", "value": False}
         assert "it runs again (Running)" in out
+
+    @pytest.mark.parametrize("held", [None, {"a~b/c": "d", "rowmill.dev/resumed-at": "2026-01-01T08:00:00+00:00"}])
+    @pytest.mark.parametrize("since", ["2026-01-01T10:00:00Z", "2999-01-01T10:00:00Z"])
+    def test_resume_of_refused_calls_asks_for_them_to_be_tried_again(
+        self,
+        kubectl: KubectlDouble,
+        capsys: pytest.CaptureFixture[str],
+        held: dict[str, str] | None,
+        since: str,
+    ) -> None:
+        refused = batch_job(
+            phase="Suspended",
+            reason="CallsRefused",
+            message="the endpoint refused 10 calls",
+            true=("Suspended", "Stalled"),
+            metadata={} if held is None else {"annotations": held},
+        )
+        for one in refused["status"]["conditions"]:
+            one["lastTransitionTime"] = since
+        kubectl.answers(*GET, out=refused, again=False)
+        kubectl.answers("patch", out=refused)
+        kubectl.answers(*GET, out=refused, again=False)
+        kubectl.answers(*GET, out=batch_job(workers={"desired": 1, "ready": 1}))
+        code, out, err = run(capsys, "resume", "triage", "--wait")
+        assert code == 0
+        assert "tries again: one worker sends a few calls" in out
+        assert "waiting: Suspended" in err
+        assert "it runs again (Running)" in out
+        (call,) = kubectl.called("patch")
+        first, *between, last = json.loads(call[call.index("-p") + 1])
+        assert first == {"op": "test", "path": "/metadata/uid", "value": "uid-of-triage"}
+        if held is None:
+            assert between == [{"op": "test", "path": "/metadata/resourceVersion", "value": "100"}]
+            assert (last["op"], last["path"]) == ("add", "/metadata/annotations")
+            (asked,) = last["value"].values()
+            assert list(last["value"]) == [naming.RESUMED_AT]
+        else:
+            assert between == []
+            assert (last["op"], last["path"]) == ("add", "/metadata/annotations/rowmill.dev~1resumed-at")
+            asked = last["value"]
+        # As the operator reads it: later than the pause, however slow the clock is here.
+        at = resumed_at({"metadata": {"annotations": {naming.RESUMED_AT: asked}}})
+        assert at is not None
+        assert at >= datetime.fromisoformat(since).timestamp() + 1
+        assert since.startswith("2999") or abs(at - time.time()) < 600
+
+    def test_resume_of_a_used_up_budget_says_what_to_raise(
+        self, kubectl: KubectlDouble, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        message = "the 5 calls of spec.budget.requests are used up. Raise it, or leave it out, to go on"
+        kubectl.answers(*GET, out=batch_job(phase="Suspended", reason="BudgetExhausted", message=message))
+        code, out, err = run(capsys, "resume", "triage")
+        assert (code, out) == (2, "")
+        assert message in err
+        assert kubectl.called("patch") == []
+
+    @pytest.mark.parametrize("reason", ["BudgetExhausted", "CallsRefused"])
+    def test_resume_of_what_is_suspended_besides_lifts_that(
+        self, kubectl: KubectlDouble, capsys: pytest.CaptureFixture[str], reason: str
+    ) -> None:
+        kubectl.answers(*GET, out=batch_job(phase="Suspended", reason=reason, spec={"suspend": True}))
+        kubectl.answers("patch", out=batch_job(generation=3))
+        assert run(capsys, "resume", "triage")[0] == 0
+        (call,) = kubectl.called("patch")
+        assert json.loads(call[call.index("-p") + 1])[-1]["path"] == "/spec/suspend"
 
     def test_resume_of_what_runs_changes_nothing(
         self, kubectl: KubectlDouble, capsys: pytest.CaptureFixture[str]

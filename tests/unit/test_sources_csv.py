@@ -342,4 +342,4 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, cell: str) -> None:
         finally:
             tracemalloc.stop()
 
-    assert peak(120_000) < 1.3 * peak(20_000)
+    assert peak(60_000) < 1.3 * peak(20_000)

@@ -91,6 +91,46 @@ def test_fields_that_may_change(spec: dict[str, Any]) -> None:
     assert changed(**spec) == []
 
 
+TUNED: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    # an executor, what of it is free, what is not
+    (
+        {"embeddings": {"model": "m", "text": "x"}},
+        {"batching": {"maxSize": 8, "queueSize": 99}, "startTimeoutSeconds": 9},
+        {"text": "y"},
+    ),
+    (
+        {"python": {"function": "a:b"}},
+        {"batching": {"maxSize": 8}, "processes": 3, "startTimeoutSeconds": 9},
+        {"arguments": {"x": 1}},
+    ),
+    (
+        {"openai": {"baseUrl": "http://o/v1", "endpoint": "Embeddings", "model": "m", "input": "x", "batching": {}}},
+        {"batching": {"maxSize": 8, "maxWaitMilliseconds": 0}},
+        {"batching": None},
+    ),
+]
+
+
+@pytest.mark.parametrize(("executor", "free", "shaping"), TUNED, ids=lambda value: next(iter(value)))
+def test_how_rows_are_gathered_is_free_also_for_runs_that_have_recorded_it(
+    executor: dict[str, Any], free: dict[str, Any], shaping: dict[str, Any]
+) -> None:
+    (kind, fields) = next(iter(executor.items()))
+    before, tuned, other = (job(executor={kind: {**fields, **some}}).spec for some in ({}, free, shaping))
+    assert frozen_changes(frozen_part(before), frozen_part(tuned)) == []
+    assert executor_digest(tuned) == executor_digest(before)
+    # What an older version recorded: all of the executor.
+    older = frozen_part(before) | {
+        "executor": before.executor.model_dump(mode="json", by_alias=True, exclude_none=True)
+    }
+    assert older != frozen_part(before)
+    for now in (before, tuned):
+        assert frozen_changes(json.loads(json.dumps(older)), frozen_part(now)) == []
+    (change,) = frozen_changes(older, frozen_part(other))
+    assert change.path == f"spec.executor.{kind}.{next(iter(shaping))}" + (".x" if kind == "python" else "")
+    assert executor_digest(other) != executor_digest(before)
+
+
 def test_inline_rows_are_frozen_by_digest() -> None:
     first = frozen_part(job(source={"rows": [{"a": "secret cell", "b": None}]}).spec)
     assert "secret cell" not in json.dumps(first)

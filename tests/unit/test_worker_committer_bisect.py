@@ -17,6 +17,7 @@ from rowmill.errors import StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import KeyEnd, Ledger, Work
 from rowmill.outcome import Outcome, State
+from rowmill.spend import Spend
 from rowmill_worker import committer as module
 from rowmill_worker.committer import GROUP_BYTES, GROUP_MAX, Committer
 from rowmill_worker.held import HeldRow
@@ -35,7 +36,13 @@ class PickyWork:
         self.calls = 0
 
     async def commit(
-        self, outcomes: list[Outcome], *, generation: int, keys: Sequence[KeyEnd] = (), keep_seconds: float = 0
+        self,
+        outcomes: list[Outcome],
+        *,
+        generation: int,
+        keys: Sequence[KeyEnd] = (),
+        keep_seconds: float = 0,
+        spent: Spend,
     ) -> int:
         self.calls += 1
         await asyncio.sleep(0)
@@ -59,6 +66,7 @@ class Run:
         self.committer = Committer(
             work=cast(Work, work),
             keep_keys_seconds=1.0,
+            spent=Spend,
             committed=self.committed.extend,
             refused=lambda row, reason: self.refused.append(row.seq),
             measured=lambda rows, seconds: None,

@@ -12,7 +12,7 @@ from rowmill.ledger import LockSession
 from rowmill.window import WorkWindow
 from rowmill_worker.backoff import RetryPolicy
 from rowmill_worker.dispatcher import CallRules, Dispatcher, Ends
-from rowmill_worker.executors.protocol import Attempt
+from rowmill_worker.executors.protocol import Attempt, Usage
 from rowmill_worker.gate import Gate
 from rowmill_worker.held import HeldRow
 
@@ -72,6 +72,8 @@ class Bench:
         self.committed: list[HeldRow] = []
         self.put_back: list[HeldRow] = []
         self.broken: list[BaseException] = []
+        self.storms: list[tuple[str, str]] = []
+        self.usages: list[Usage | None] = []
         self.time = 0.0
         self.gate = Gate(slots)
         self.dispatcher = Dispatcher(
@@ -86,10 +88,12 @@ class Bench:
             ),
             ends=Ends(
                 commit=self.committed.append,
+                called=self.usages.append,
                 put_back=self.put_back.extend,
                 retried=lambda row, error, delay: None,
                 attempt_failed=lambda row, error: None,
                 handed_back=lambda rows, why: None,
+                storm=lambda error_class, message: self.storms.append((error_class, message)),
                 bug=lambda row, error: self.broken.append(error),
                 broken=self.broken.append,
             ),
@@ -136,6 +140,16 @@ async def test_a_row_whose_session_goes_while_its_start_is_noted_is_not_started(
     await until(lambda: bool(bench.put_back or bench.executor.running))
     assert bench.executor.running == set()
     assert [r.seq for r in bench.put_back] == [1]
+
+
+async def test_a_row_of_a_session_that_is_gone_is_not_started() -> None:
+    bench = Bench()
+    bench.dispatcher.offer([row(1, session=7), row(2)])
+    await until(lambda: 2 in bench.executor.running)
+    assert bench.executor.running == {2}
+    assert [r.seq for r in bench.put_back] == [1]
+    bench.executor.let_go()
+    await until(lambda: len(bench.committed) == 1)
 
 
 async def test_a_row_whose_start_is_noted_when_the_drain_begins_is_handed_back() -> None:

@@ -15,6 +15,7 @@ from rowmill.window.limits import SEND_WITHIN_SECONDS, group_key
 from rowmill_worker.executors.protocol import Attempt, RowError, Usage
 from rowmill_worker.grants import Grant, Grants
 from rowmill_worker.job import worker_job
+from rowmill_worker.permits import GroupPermits
 from tests.support.inprocess import manifest
 from tests.unit.simulated_time import pass_time, simulate
 from tests.unit.test_worker_dispatcher import Bench, row
@@ -219,8 +220,7 @@ class Permitted(Bench):
         super().__init__(slots=slots)
         self.answers = Answers()
         self.dispatcher._executor = self.answers
-        self.dispatcher._grants = case.grants
-        self.dispatcher._tokens = lambda row: 100
+        self.dispatcher._permits = GroupPermits(case.grants, tokens=lambda row: 100)
 
 
 def test_rows_are_sent_with_a_permit_only_and_settle_it() -> None:

@@ -73,14 +73,29 @@ def test_slow_rows_wait_as_many_as_there_are_slots() -> None:
 
 
 def test_fast_rows_wait_as_many_as_run_in_a_moment() -> None:
-    assert read(rows_per_second=4000) == 4000 * AHEAD_SECONDS
+    assert read(rows_per_second=2000) == 2000 * AHEAD_SECONDS
     assert read(rows_per_second=1e6) == MAX_ROWS
     assert read(rows_per_second=4000, budget=100) == 100
 
 
 def test_a_read_is_put_off_until_it_is_worth_it() -> None:
-    assert read(rows_per_second=4000, waiting=900, held=900) == 0
-    assert read(rows_per_second=4000, waiting=700, held=700) == 300
+    assert read(rows_per_second=2000, waiting=510, held=510) == 0
+    assert read(rows_per_second=2000, waiting=500, held=500) == 500
+    assert read(rows_per_second=1e6, waiting=1500, held=1500, budget=9000) == 500, "and no longer"
+    assert read(rows_per_second=2000, waiting=700, held=700, budget=3900) == 300, "nor where locks are short"
+    assert read(rows_per_second=30, waiting=11, held=11) == 4, "nor for slots that would stand still"
+
+
+@given(concurrency=st.integers(1, 600), rate=st.floats(0, 1e6), share=st.integers(0, 5000), data=st.data())
+def test_what_waits_keeps_the_slots_busy_until_more_is_read(
+    concurrency: int, rate: float, share: int, data: st.DataObject
+) -> None:
+    """As many rows as there are slots may end at once: unless most of that wait, more has been asked for."""
+    budget = max(8 * concurrency, share)
+    waiting = data.draw(st.integers(0, max(0, concurrency * 3 // 4 - 1)))
+    ended = data.draw(st.integers(0, concurrency))
+    situation = {"concurrency": concurrency, "rows_per_second": rate, "waiting": waiting, "budget": budget}
+    assert read(**situation, held=waiting + concurrency + ended)
 
 
 def test_large_rows_are_bounded_by_their_bytes() -> None:

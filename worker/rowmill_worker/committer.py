@@ -17,6 +17,7 @@ from itertools import groupby
 from rowmill.errors import StoreUnavailable
 from rowmill.ledger import REFUSED, KeyEnd, Work
 from rowmill.outcome import Outcome, State
+from rowmill.spend import Spend
 from rowmill.tasks import set_within
 from rowmill_worker.held import HeldRow
 
@@ -29,13 +30,15 @@ RETRY_SECONDS = (0.1, 5.0)
 
 
 class Committer:
-    """Runs until `close`. Rows given to it must have their `outcome`."""
+    """Runs until `close`. Rows given to it must have their `outcome`. `spent` is what all calls of this worker have
+    used, told with each group."""
 
     def __init__(
         self,
         *,
         work: Work,
         keep_keys_seconds: float,
+        spent: Callable[[], Spend],
         committed: Callable[[Sequence[HeldRow]], None],
         refused: Callable[[HeldRow, str], None],
         measured: Callable[[int, float], None],
@@ -43,6 +46,7 @@ class Committer:
     ) -> None:
         self._work = work
         self._keep_keys_seconds = keep_keys_seconds
+        self._spent = spent
         self._committed = committed
         self._refused = refused
         self._measured = measured
@@ -125,7 +129,11 @@ class Committer:
         outcomes = [row.outcome for row in rows if row.outcome is not None]
         keys = [KeyEnd(row.digest, row.seq, row.outcome) for row in rows if row.digest and row.outcome]
         await self._work.commit(
-            outcomes, generation=rows[0].generation, keys=keys, keep_seconds=self._keep_keys_seconds
+            outcomes,
+            generation=rows[0].generation,
+            keys=keys,
+            keep_seconds=self._keep_keys_seconds,
+            spent=self._spent(),
         )
 
     def _convict(self, row: HeldRow, error: Exception) -> None:

@@ -1,16 +1,17 @@
 """From ready to an end: rows get a slot, one attempt, and what follows from it.
 
 States of a row here: ready → running → ended (an outcome, to the committer) | put back (a retry, a hand-back, to the
-releaser). One task a taken slot, not one a row: a slot runs rows for as long as there are any.
+releaser) | in doubt (`doubt.py`: refused, and perhaps not for its own sake), which ends as one of the two. One task a
+taken slot, not one a row: a slot runs rows for as long as there are any.
 
 A row is started only while the lock session that claimed it is open, and not while outcomes cannot be written. A row
 that waited for a slot too long is handed back with no attempt spent. A row that runs past its timeout is cancelled by
 the watch, whatever its executor does, and its slot returns. A suspect's start is noted first; a row that had started in
 two dead workers runs with nothing beside it.
 
-With a limits group a row that has its slot waits for a permit too, before anything else happens to it: until then it
-has not started, no attempt is spent, and its timeout does not run. With adaptive concurrency every call that was sent
-tells how long it took, and the gate is moved by what that says.
+Where permits are needed (`permits.py`) a row that has its slot waits for them, before anything else happens to it:
+until then it has not started, no attempt is spent, and its timeout does not run. With adaptive concurrency every call
+that was sent tells how long it took, and the gate is moved by what that says.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from rowmill.tasks import end_tasks, set_within
 from rowmill.window import EpochOver, WorkWindow
 from rowmill_worker.adaptive import Adaptive, Verdict
 from rowmill_worker.backoff import Retry, RetryPolicy, decide
-from rowmill_worker.executors.protocol import Attempt, Executor, RowError
+from rowmill_worker.denials import Denials, Says, says
+from rowmill_worker.doubt import Doubt
+from rowmill_worker.executors.protocol import Attempt, Executor, RowError, Usage
 from rowmill_worker.gate import Gate
-from rowmill_worker.grants import Grant, Grants
 from rowmill_worker.held import HeldRow
 from rowmill_worker.outcomes import failed, succeeded
+from rowmill_worker.permits import CUT_OFF, Pass, Permits
 
 WATCH_SECONDS = 0.25
 OVERDUE_GRACE = 1.0
@@ -40,8 +43,6 @@ OVERDUE_GRACE = 1.0
 YIELD_EVERY = 64
 """Rows after which a slot that never waits lets others have the loop."""
 HAND_BACK_SECONDS = 1.0
-_PAUSES = frozenset({"HTTP429", "HTTP503", "RateLimited"})
-"""Failures whose Retry-After is meant for everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +61,22 @@ class Ends:
     """Where rows go from here."""
 
     commit: Callable[[HeldRow], None]
+    called: Callable[[Usage | None], None]
+    """A call that was sent is over, before its row's outcome is written: what it used, where that is told."""
     put_back: Callable[[Sequence[HeldRow]], None]
     retried: Callable[[HeldRow, RowError, float], None]
     attempt_failed: Callable[[HeldRow, RowError], None]
     handed_back: Callable[[Sequence[HeldRow], str], None]
+    storm: Callable[[str, str], None]
+    """Class and message of the last of many refusals: nothing is sent from here on."""
     bug: Callable[[HeldRow, BaseException], None]
     broken: Callable[[BaseException], None]
     """A slot ended by an error of our own: rows may be stuck, and this worker must not go on."""
 
 
-def _no_tokens(row: HeldRow) -> int:
-    """Nobody counts tokens."""
-    return 0
-
-
 class Dispatcher:
-    """Runs ready rows. `may_start` is asked before each start. `adaptive` moves the gate; `grants` permits calls, and
-    `tokens` tells what one may cost."""
+    """Runs ready rows. `may_start` is asked before each start. `adaptive` moves the gate; `permits` has a say in each
+    call. `cautious`: the first calls may be refused (`denials.py`)."""
 
     def __init__(
         self,
@@ -91,12 +91,20 @@ class Dispatcher:
         now: Callable[[], float],
         rng: random.Random,
         adaptive: Adaptive | None = None,
-        grants: Grants | None = None,
-        tokens: Callable[[HeldRow], int] = _no_tokens,
+        permits: Permits | None = None,
+        cautious: bool = True,
     ) -> None:
         self._adaptive = adaptive
-        self._grants = grants
-        self._tokens = tokens
+        self._permits = permits
+        self._denials = Denials[HeldRow](cautious=cautious)
+        self._doubt = Doubt(
+            denials=self._denials,
+            is_ours=self._is_ours,
+            commit=ends.commit,
+            put_back=ends.put_back,
+            handed_back=ends.handed_back,
+            storm=ends.storm,
+        )
         self._gate = gate
         self._executor = executor
         self._rules = rules
@@ -125,6 +133,11 @@ class Dispatcher:
     def running(self) -> list[HeldRow]:
         return list(self._running)
 
+    @property
+    def denied(self) -> str | None:
+        """Why nothing is sent any more: the credentials are refused, as a sentence; else None."""
+        return self._doubt.denied
+
     def offer(self, rows: Sequence[HeldRow]) -> None:
         """Rows that are ready: claimed by the open session, key settled."""
         now = self._now()
@@ -138,12 +151,14 @@ class Dispatcher:
         if self._draining or self._one_alone or not self._may_start():
             return
         if self._alone:
-            if self._gate.processing == 0 and self._gate.try_acquire():
+            if self._gate.processing == 0 and self._denials.admits(0) and self._gate.try_acquire():
                 self._one_alone = True  # until its slot ends: out of the queue it is still to have no company
                 self._start_slot(self._run_alone())
             return
         about_to_take = len(self._slots) - len(self._running)
         for _ in range(min(self._gate.available, len(self._ready) - about_to_take)):
+            if not self._denials.admits(len(self._slots)):
+                break
             if self._gate.try_acquire():
                 self._start_slot(self._run_slot())
 
@@ -167,29 +182,64 @@ class Dispatcher:
     async def _run_slot(self) -> None:
         task = _this_task()
         ran = 0
-        while self._ready and not self._alone and not self._draining and not self._gate.is_over and self._may_start():
+        while self._ready and not self._alone and not self._gate.is_over and self._next_may_start():
             row = self._ready.popleft()
             self.taken.set()
-            await self._run(row, task)
+            if self._permits is not None or row.suspect:
+                await self._run_prepared(row, task)
+            elif self._is_ours(row):
+                await self._send(row, task, None)  # nothing is waited for, not even for a moment
+            else:
+                self._put_back(row, 0.0)
             ran += 1
             if ran % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
     async def _run_alone(self) -> None:
         task = _this_task()
-        while self._alone and not self._draining and self._may_start():
+        while self._alone and self._next_may_start():
             row = self._alone.popleft()
             self.taken.set()
-            await self._run(row, task)
+            await self._run_prepared(row, task)
 
-    async def _run(self, row: HeldRow, task: asyncio.Task[None]) -> None:
-        grant = None
-        if self._grants is not None and (grant := await self._permitted(self._grants, row)) is None:
+    def _next_may_start(self) -> bool:
+        """Whether the slot that asks may go on with another row."""
+        if self._draining or not (self._denials.calm or self._denials.admits(len(self._slots) - 1)):
+            return False
+        return self._may_start()
+
+    async def _run_prepared(self, row: HeldRow, task: asyncio.Task[None]) -> None:
+        """Run a row that has to wait for something first."""
+        prepared, may_send = await self._prepare(row, task)
+        if not prepared:
             return
-        if not await self._may_run(row):
-            if grant is not None and self._grants is not None:
-                self._grants.give_back(grant)
+        if not self._is_ours(row):
+            self._put_back(row, 0.0)  # claimed by a session that is gone (it must be claimed again), or too late
+        elif not (self._denials.calm or self._denials.admits(len(self._running))):
+            (self._alone if row.runs_alone else self._ready).appendleft(row)  # others were refused while it waited
+        else:
+            await self._send(row, task, may_send)
             return
+        if may_send is not None:
+            may_send.unused()
+
+    async def _prepare(self, row: HeldRow, task: asyncio.Task[None]) -> tuple[bool, Pass | None]:
+        """What a row waits for before it is sent: leave to send it, and the note of a suspect's start. False when it
+        was put back instead."""
+        may_send = None
+        try:
+            if self._permits is not None and (may_send := await self._permitted(self._permits, row)) is None:
+                return False, None
+            if not row.suspect or await self._note_start(row):
+                return True, may_send
+        except asyncio.CancelledError:
+            task.uncancel()
+            self._put_back(row, 0.0)
+        if may_send is not None:
+            may_send.unused()
+        return False, None
+
+    async def _send(self, row: HeldRow, task: asyncio.Task[None], may_send: Pass | None) -> None:
         row.started = self._now()
         row.attempts += 1
         self._running[row] = task
@@ -206,11 +256,11 @@ class Dispatcher:
         verdict, error = Verdict.NEITHER, None
         try:
             result = await self._executor.execute(attempt)
-            row.outcome = succeeded(row, result)
+            row.outcome = succeeded(row, result, attempt.usage)
         except RowError as failure:
             error = failure
             verdict = Verdict.STRAINED if error.retryable and error.spent else Verdict.NEITHER
-            self._after(row, error)
+            self._after(row, error, attempt.usage)
         except asyncio.CancelledError:
             # Ours alone: the watch cancels what is overdue, the drain what outlasts its grace. A late cancel may hit
             # the slot's next row; that one is put back, its attempt counted, as nobody knows whether it was sent.
@@ -218,48 +268,53 @@ class Dispatcher:
             if row.overdue:
                 verdict = Verdict.STRAINED
                 late = f"no answer within timeoutSeconds ({self._rules.timeout:g} s); the call was cancelled"
-                self._after(row, RowError("Timeout", late, retryable=True))
+                error = RowError("Timeout", late, retryable=True)
+                self._after(row, error, attempt.usage)
             else:
+                error = RowError(CUT_OFF, "this worker stops; the call was cancelled", retryable=True)
                 self._put_back(row, 0.0)
         except Exception as bug:
             self._ends.bug(row, bug)
-            self._after(row, RowError("ExecutorError", f"{type(bug).__name__} in the executor", retryable=True))
+            error = RowError("ExecutorError", f"{type(bug).__name__} in the executor", retryable=True)
+            self._after(row, error, attempt.usage)
         else:
             verdict = Verdict.ANSWERED
             self._ends.commit(row)
+            if not self._denials.calm:
+                self._let_in()
         finally:
             del self._running[row]
+            if error is None or error.spent:
+                self._ends.called(attempt.usage)
             if self._adaptive is not None and call is not None:
                 self._adaptive.ended(call, verdict, self._now())
                 self._resize(self._adaptive)
-            if self._grants is not None and grant is not None:
-                _settle(self._grants, grant, attempt, error)
+            if may_send is not None:
+                if error is not None and not error.spent:
+                    may_send.unused()
+                else:
+                    may_send.over(attempt, error)
 
-    async def _may_run(self, row: HeldRow) -> bool:
-        """Whether a row that has all it needs may start; else it was put back."""
-        if row.suspect and not await self._note_start(row):
-            return False
-        if self._draining or row.session != self._locks.number or not self._locks.is_open:
-            self._put_back(row, 0.0)  # claimed by a session that is gone (it must be claimed again), or too late
-            return False
-        return True
+    def _is_ours(self, row: HeldRow) -> bool:
+        """Whether the claim on a row stands, and rows may still be sent at all."""
+        return not self._draining and row.session == self._locks.number and self._locks.is_open
 
-    async def _permitted(self, grants: Grants, row: HeldRow) -> Grant | None:
-        """The group's permit for a call; None when there is none in time, and then the row was handed back."""
+    async def _permitted(self, permits: Permits, row: HeldRow) -> Pass | None:
+        """Leave to send a row; None when there is none in time, and then the row was handed back."""
         patience = self._rules.acquire_timeout - (self._now() - row.ready_since)
-        grant = await grants.take(self._tokens(row), within=max(patience, 0.0))
-        if grant is None:
-            gone = self._draining or row.session != self._locks.number or not self._locks.is_open
-            waited = f"waited longer than {self._rules.acquire_timeout:g} s for a permit of its limits group"
+        may_send = await permits.take(row, within=max(patience, 0.0))
+        if may_send is None:
+            gone = not self._is_ours(row)
+            waited = f"waited longer than {self._rules.acquire_timeout:g} s for {permits.waits_for}"
             self._hand_back([row], 0.0 if gone else HAND_BACK_SECONDS, "it may not start any more" if gone else waited)
-        return grant
+        return may_send
 
     def _resize(self, adaptive: Adaptive) -> None:
         if adaptive.limit != self._gate.wanted:
             self._gate.resize(adaptive.limit)
             self.pump()
 
-    def _after(self, row: HeldRow, error: RowError) -> None:
+    def _after(self, row: HeldRow, error: RowError, usage: Usage | None) -> None:
         """A failed attempt: again later, or the row's outcome."""
         if not error.spent:
             row.attempts -= 1
@@ -270,8 +325,24 @@ class Dispatcher:
             self._ends.retried(row, error, verdict.delay)
             self._put_back(row, verdict.delay)
         else:
-            row.outcome = failed(row, error.error_class, error.message)
+            row.outcome = failed(row, error.error_class, error.message, usage)
+            self._end_failed(row, error)
+
+    def _end_failed(self, row: HeldRow, error: RowError) -> None:
+        """A row that would be Failed now: is it the row that was refused, or whoever asked?"""
+        said = says(error)
+        if said is not Says.REFUSED or row.runs_alone:  # held back, one that runs alone would be convicted by our death
             self._ends.commit(row)
+            if said is Says.LET_IN and not self._denials.calm:
+                self._let_in()
+        elif self._draining:
+            self._doubt.put_back([row], 0.0)
+        else:
+            self._doubt.refused(row, error, self._now())
+
+    def _let_in(self) -> None:
+        self._doubt.let_in()
+        self.pump()
 
     def _put_back(self, row: HeldRow, delay: float) -> None:
         row.delay = delay
@@ -302,6 +373,7 @@ class Dispatcher:
             if self._adaptive is not None:
                 self._adaptive.tick(now)
                 self._resize(self._adaptive)
+            self._doubt.tick(now, under_way=len(self._slots), waiting=self.waiting)
             self._hand_back_late(now)
             self.pump()
 
@@ -310,7 +382,8 @@ class Dispatcher:
         for queue in (self._ready, self._alone):
             while queue and now - queue[0].ready_since > self._rules.acquire_timeout:
                 late.append(queue.popleft())
-        self._hand_back(late, HAND_BACK_SECONDS, f"waited longer than {self._rules.acquire_timeout:g} s for a slot")
+        why = f"waited longer than {self._rules.acquire_timeout:g} s for a slot"
+        self._hand_back(late, HAND_BACK_SECONDS, self.denied or why)
 
     def _hand_back(self, rows: list[HeldRow], delay: float, why: str) -> None:
         if not rows:
@@ -322,10 +395,10 @@ class Dispatcher:
         self.taken.set()
 
     def withdraw(self) -> list[HeldRow]:
-        """Take every waiting row out. Those that wait for a permit are put back by their slots."""
-        if self._grants is not None:
-            self._grants.refuse_waiting()
-        rows = [*self._ready, *self._alone]
+        """Take every waiting row out, and those in doubt. Those that wait for a permit are put back by their slots."""
+        if self._permits is not None:
+            self._permits.refuse_waiting()
+        rows = [*self._ready, *self._alone, *self._doubt.withdraw()]
         self._ready.clear()
         self._alone.clear()
         return rows
@@ -342,6 +415,8 @@ class Dispatcher:
             while self._slots:
                 for task in set(self._running.values()):
                     task.cancel()
+                if self._permits is not None:
+                    self._permits.refuse_waiting()
                 await set_within(self._idle, OVERDUE_GRACE)  # and again: a cancel may be lost
 
     async def abandon(self) -> None:
@@ -349,6 +424,7 @@ class Dispatcher:
         off: its executor must not be closed under a call."""
         self._draining = True
         await end_tasks(self._slots)
+        self._hand_back(self._doubt.withdraw(), 0.0, "this worker breaks off")
 
 
 def _this_task() -> asyncio.Task[None]:
@@ -356,14 +432,3 @@ def _this_task() -> asyncio.Task[None]:
     task = asyncio.current_task()
     assert task is not None
     return task
-
-
-def _settle(grants: Grants, grant: Grant, attempt: Attempt, error: RowError | None) -> None:
-    """The call of a grant is over: what it used, and whether the endpoint wants to be left alone."""
-    if error is not None and not error.spent:
-        grants.give_back(grant)
-        return
-    usage = attempt.usage
-    used = usage.input_tokens + usage.output_tokens if usage is not None and usage.requests else None
-    pause = error.retry_after if error is not None and error.error_class in _PAUSES else None
-    grants.end(grant, used=used, pause=pause or 0.0)

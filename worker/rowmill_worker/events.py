@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from rowmill.errors import StoreUnavailable
 from rowmill.outcome import State
+from rowmill.spend import Shortage
 from rowmill.telemetry.logging import FailureSampler, Logger
 from rowmill.telemetry.metrics import WorkerMetrics
 from rowmill.window import GroupLimits
@@ -103,6 +104,11 @@ class Events:
         self._metrics.handed_back(len(rows))
         self._log.info("rows handed back", rows=len(rows), first_row=rows[0].seq, why=why)
 
+    def storm(self, error_class: str, message: str) -> None:
+        self._log.error(
+            "the endpoint refuses every call; no more rows are sent", error_class=error_class, message=message
+        )
+
     def bug(self, row: HeldRow, error: BaseException) -> None:
         self._log.error("the executor failed", row=row.seq, request_id=self._request_id(row), exc_info=error)
 
@@ -113,6 +119,15 @@ class Events:
         self._metrics.orphans(scheduled)
         self._log.warning(
             "a worker died; its rows are scheduled again", dead=consumer, rows=scheduled, poison_rows=list(convicted)
+        )
+
+    def budget_short(self, shortage: Shortage) -> None:
+        """The next call may need more than the run's budget leaves, and nothing under way makes room for it."""
+        self._log.warning(
+            "the budget is used up; nothing more is sent",
+            what=shortage.what,
+            need=str(shortage.need),
+            left=str(shortage.left),
         )
 
     def limits_told(self, group: str, own: GroupLimits, held: GroupLimits, others: Sequence[str]) -> None:

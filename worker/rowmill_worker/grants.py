@@ -19,13 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rowmill.errors import StoreUnavailable
+from rowmill.limits import GroupLimits
 from rowmill.tasks import set_within
 from rowmill.window.limits import (
     HEARTBEAT_SECONDS,
     ROWS_ASKED,
     SEND_WITHIN_SECONDS,
     Granted,
-    GroupLimits,
     LimitsWindow,
     Permit,
 )

@@ -10,6 +10,8 @@ import msgspec
 
 from rowmill.identity import RunIdentity
 from rowmill.spec import BatchJob, Spec, canonical_key, effective_concurrency, executor_digest, slot_bounds
+from rowmill.spec.budget import TOLD_TOKENS
+from rowmill.spend import Prices
 from rowmill.telemetry.batches import BatchMetrics
 from rowmill.telemetry.logging import Logger
 from rowmill.window import GroupLimits
@@ -19,8 +21,13 @@ from rowmill_worker.dispatcher import CallRules
 from rowmill_worker.executors.build import build_executor
 from rowmill_worker.executors.protocol import Executor
 from rowmill_worker.executors.secrets import SecretReader
+from rowmill_worker.flow import LimitsRule
 from rowmill_worker.held import HeldRow
-from rowmill_worker.worker import Job, LimitsRule
+from rowmill_worker.spending import SpendRule
+from rowmill_worker.worker import Job
+
+_WITHOUT_CREDENTIALS = frozenset({"embeddings", "python"})
+"""Executors that run in the worker: nobody is called who could refuse."""
 
 
 def request_id(identity: RunIdentity | str, row: HeldRow) -> str:
@@ -70,10 +77,22 @@ def worker_job(job: BatchJob, identity: RunIdentity, *, environ: Mapping[str, st
         ),
         rows=RowReader(key=_key_reader(spec), columns=tuple(spec.output.columns)),
         adaptive=slot_bounds(spec, environ) if spec.concurrency.adaptive is not None and spec.mode == "Run" else None,
+        spend=spend_rule(spec),
         limits=limits_rule(spec, identity),
         dedupe=dedupe,
         keep_keys_seconds=spec.dedupe.ttl_seconds if spec.dedupe else 0,
+        cautious=spec.mode == "Run" and spec.executor.kind not in _WITHOUT_CREDENTIALS,
     )
+
+
+def spend_rule(spec: Spec) -> SpendRule:
+    """What calls cost, and whether they need leave. A simulated call uses no tokens."""
+    pricing = spec.pricing
+    prices = Prices()
+    if pricing is not None:
+        prices = Prices(pricing.per_call, pricing.per_million_input_tokens, pricing.per_million_output_tokens)
+    told = spec.mode == "Run" and spec.executor.kind in TOLD_TOKENS
+    return SpendRule(prices, bounded=spec.budget is not None, tokens=told)
 
 
 def limits_rule(spec: Spec, identity: RunIdentity) -> LimitsRule | None:

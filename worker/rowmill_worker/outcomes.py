@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from rowmill.outcome import Outcome, State
-from rowmill_worker.executors.protocol import RowError
+from rowmill_worker.executors.protocol import RowError, Usage
 from rowmill_worker.held import HeldRow
 
 MAX_RESULT_BYTES = 1_048_576
@@ -17,8 +17,11 @@ MAX_MESSAGE_CHARACTERS = 2000
 _encode = msgspec.json.Encoder().encode
 
 
-def succeeded(row: HeldRow, result: Any) -> Outcome:
-    """The outcome of an answer. Raises RowError when the answer arrived but cannot be recorded as it is."""
+def succeeded(row: HeldRow, result: Any, usage: Usage | None = None) -> Outcome:
+    """The outcome of an answer; `usage` is what its call used.
+
+    Raises RowError when the answer arrived but cannot be recorded as it is.
+    """
     try:
         encoded = _encode(result)
     except UnicodeEncodeError:
@@ -40,13 +43,22 @@ def succeeded(row: HeldRow, result: Any) -> Outcome:
         raise RowError(
             "InvalidText", "the answer arrived, but holds a NUL character, which Postgres cannot store", retryable=False
         )
+    inputs, outputs = _tokens(usage)
     return Outcome(
-        seq=row.seq, state=State.SUCCEEDED, attempts=row.attempts, result=text, key=row.key, columns=row.columns
+        seq=row.seq,
+        state=State.SUCCEEDED,
+        attempts=row.attempts,
+        result=text,
+        key=row.key,
+        columns=row.columns,
+        input_tokens=inputs,
+        output_tokens=outputs,
     )
 
 
-def failed(row: HeldRow, error_class: str, message: str) -> Outcome:
-    """The outcome of a row that has had its last attempt."""
+def failed(row: HeldRow, error_class: str, message: str, usage: Usage | None = None) -> Outcome:
+    """The outcome of a row that has had its last attempt; `usage` is what that used."""
+    inputs, outputs = _tokens(usage)
     return Outcome(
         seq=row.seq,
         state=State.FAILED,
@@ -55,7 +67,16 @@ def failed(row: HeldRow, error_class: str, message: str) -> Outcome:
         error_message=storable(message),
         key=row.key,
         columns=row.columns,
+        input_tokens=inputs,
+        output_tokens=outputs,
     )
+
+
+def _tokens(usage: Usage | None) -> tuple[int | None, int | None]:
+    """In and out; None where nobody told."""
+    if usage is None or not (usage.input_tokens or usage.output_tokens):
+        return None, None
+    return usage.input_tokens, usage.output_tokens
 
 
 def storable(text: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 MAX_ROWS = 2000
 """Rows that wait at most; the budget of locks may allow fewer."""
 MAX_BYTES = 64 * 1024 * 1024
-AHEAD_SECONDS = 0.25
+AHEAD_SECONDS = 0.5
+LARGE_READ = 500
+"""Rows past which a larger read is no cheaper a row."""
 
 
 def rows_to_read(
@@ -13,13 +15,16 @@ def rows_to_read(
 ) -> int:
     """Rows to ask for now; 0 when enough are at hand.
 
-    Slow rows: as many waiting as there are slots. Fast rows: what runs in a quarter of a second. Bounded in rows
+    Slow rows: as many waiting as there are slots. Fast rows: what runs in half a second. Bounded in rows
     and, by the mean size of what is held, in bytes; `budget` bounds all rows held, waiting or not (each is a lock).
     """
     target = min(MAX_ROWS, max(concurrency, int(rows_per_second * AHEAD_SECONDS)), budget)
     room = min(target - waiting, budget - held)
-    # A read of a few rows costs as much as one of fifty: wait until it is worth it.
-    if room < max(1, target // 4) or held_bytes >= MAX_BYTES:
+    # A read of a few rows costs as much as one of fifty, and so does its claim: wait until it is worth it. Of fast rows
+    # half may go before: what is left still keeps all slots busy. Not where locks are short, which are late to be free.
+    plenty = target >= 2 * concurrency and budget >= 4 * target
+    least = min(target // 2, LARGE_READ) if plenty else target // 4
+    if room < max(1, least) or held_bytes >= MAX_BYTES:
         return 0
     # Of large rows a few are worth it: what bounds them must not leave slots without any.
     if held:

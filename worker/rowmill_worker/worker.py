@@ -27,15 +27,14 @@ from rowmill.ledger.budget import locks_needed
 from rowmill.outcome import Outcome
 from rowmill.row import Entry
 from rowmill.tasks import end_tasks
-from rowmill.window import Delivery, EpochOver, GroupLimits, Window, WorkWindow
-from rowmill_worker.adaptive import Adaptive
+from rowmill.window import Delivery, EpochOver, Window, WorkWindow
 from rowmill_worker.claimer import Admission, Claimer, DedupeRule, RowReader
 from rowmill_worker.committer import Committer
 from rowmill_worker.dispatcher import CallRules, Dispatcher, Ends
 from rowmill_worker.events import Events
-from rowmill_worker.executors.protocol import Attempt, Executor
+from rowmill_worker.executors.protocol import Executor
+from rowmill_worker.flow import Flow, FlowRules, LimitsRule
 from rowmill_worker.gate import Gate
-from rowmill_worker.grants import Grants
 from rowmill_worker.held import HeldRow, HeldRows
 from rowmill_worker.keeper import SessionKeeper, keep_heartbeat
 from rowmill_worker.outcomes import failed
@@ -43,25 +42,12 @@ from rowmill_worker.prefetch import Rate
 from rowmill_worker.quota import LockQuota
 from rowmill_worker.reader import Reader
 from rowmill_worker.release import Releaser
+from rowmill_worker.spending import SpendRule
 from rowmill_worker.sweeper import Sweeper
 
-UNKNOWN_TOKENS = 2048
-"""Besides the bytes of its row: tokens of a call whose executor cannot tell. What was not used is given back."""
 BACKLOG_MAX = 5000
 BACKLOG_BYTES = 64 * 1024 * 1024
 """Outcomes waiting to be written, and the bytes of their results, past which no row is started."""
-
-
-@dataclass(frozen=True, slots=True)
-class LimitsRule:
-    """`spec.limits`, resolved. A group is its namespace's; `job` is how others of it are told of this one."""
-
-    installation: str
-    namespace: str
-    group: str
-    job: str
-    limits: GroupLimits
-    priority: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +57,14 @@ class Job:
     concurrency: int
     rules: CallRules
     rows: RowReader
+    spend: SpendRule
     adaptive: tuple[int, int] | None = None
     """The fewest and the most slots, where they tune themselves; `concurrency` is the first number."""
     limits: LimitsRule | None = None
     dedupe: DedupeRule | None = None
     keep_keys_seconds: float = 0.0
+    cautious: bool = True
+    """Calls go to somebody who may refuse the credentials: a few are sent first."""
 
     @property
     def most_slots(self) -> int:
@@ -134,25 +123,36 @@ class Worker:
             reached=reached,
             released=self._released,
         )
+        self._flow = Flow(
+            FlowRules(job.concurrency, job.rules.timeout, job.spend, job.adaptive, job.limits),
+            consumer=consumer,
+            book=ledger.spend_book(record, worker=consumer),
+            window=window,
+            executor=executor,
+            events=events,
+            now=now,
+        )
         self._committer = Committer(
             work=self._work,
             keep_keys_seconds=job.keep_keys_seconds,
+            spent=lambda: self._flow.spending.used,
             committed=self._committed,
             refused=events.refused,
             measured=events.group_committed,
             rng=rng,
         )
-        self._grants = self._grants_of(job.limits)
         self._dispatcher = Dispatcher(
             gate=self.gate,
             executor=executor,
             rules=job.rules,
             ends=Ends(
                 commit=self._committer.add,
+                called=self._flow.spending.called,
                 put_back=self._releaser.add,
                 retried=events.retried,
                 attempt_failed=events.attempt_failed,
                 handed_back=events.handed_back,
+                storm=self._storm,
                 bug=events.bug,
                 broken=self._break,
             ),
@@ -161,9 +161,9 @@ class Worker:
             may_start=self._may_start,
             now=now,
             rng=rng,
-            adaptive=self._adaptive_of(job.adaptive),
-            grants=self._grants,
-            tokens=self._tokens,
+            adaptive=self._flow.adaptive,
+            permits=self._flow.permits,
+            cautious=job.cautious,
         )
         self._quota = LockQuota(
             locks=self._locks,
@@ -209,41 +209,6 @@ class Worker:
             generation=lambda: self._reader.generation,
             rng=rng,
         )
-
-    def _adaptive_of(self, bounds: tuple[int, int] | None) -> Adaptive | None:
-        if bounds is None:
-            return None
-        fewest, most = bounds
-        return Adaptive(minimum=fewest, maximum=most, start=self._job.concurrency, now=self._now(), wall=time.time())
-
-    def _grants_of(self, rule: LimitsRule | None) -> Grants | None:
-        if rule is None:
-            return None
-        books = self._window.limits(
-            installation=rule.installation,
-            namespace=rule.namespace,
-            group=rule.group,
-            worker=self._consumer,
-            job=rule.job,
-            limits=rule.limits,
-            priority=rule.priority,
-            timeout=self._job.rules.timeout,
-        )
-        return Grants(
-            books=books,
-            told=lambda limits, others: self._events.limits_told(rule.group, rule.limits, limits, others),
-            away=self._events.store_away,
-            now=self._now,
-        )
-
-    def _tokens(self, row: HeldRow) -> int:
-        """What a call of this row may cost at most: what its executor says, or a generous guess by its size."""
-        estimate = getattr(self.executor, "estimate", None)
-        if estimate is None:
-            return len(row.payload) + UNKNOWN_TOKENS
-        rules = self._job.rules
-        attempt = Attempt(row.seq, row.row, row.key, row.attempts + 1, "", "", rules.timeout)
-        return max(0, int(estimate(attempt)))
 
     # What the parts tell each other.
 
@@ -305,6 +270,11 @@ class Worker:
             "Look at the workers' last log lines (out of memory? a crash in a native library?) and at the row itself",
         )
 
+    def _storm(self, error_class: str, message: str) -> None:
+        """The endpoint takes none of our calls: the engine, which pauses the run, finds it in the ledger."""
+        self._events.storm(error_class, message)
+        self._flow.spending.refused(self.denied or message)
+
     def _break(self, error: BaseException) -> None:
         self._failure = self._failure or error
         self._stop.set()
@@ -317,7 +287,7 @@ class Worker:
             return "no lock session in Postgres"
         if self._committer.away is not None:
             return f"outcomes cannot be written: {self._committer.away}"
-        return None
+        return self.denied
 
     def numbers(self) -> dict[str, Any]:
         """How busy this worker is; see `rowmill_worker.health`."""
@@ -330,13 +300,19 @@ class Worker:
         }
 
     @property
+    def denied(self) -> str | None:
+        """Why this worker sends no more rows: the endpoint refuses the credentials, as a sentence with class and
+        message of the last refusal; None while it sends."""
+        return self._dispatcher.denied
+
+    @property
     def running(self) -> int:
         return len(self._dispatcher.running)
 
     @property
     def permits_waiting(self) -> int:
         """Rows in a slot that wait for a permit of the limits group."""
-        return 0 if self._grants is None else self._grants.waiting
+        return self._flow.waiting
 
     @property
     def locks_held(self) -> int:
@@ -353,8 +329,7 @@ class Worker:
             self._guarded("watch", self._dispatcher.watch()),
             self._guarded("sweeper", self._sweeper.run()),
         ]
-        if self._grants is not None:
-            background.append(self._guarded("grants", self._grants.run()))
+        background += [self._guarded(name, loop) for name, loop in self._flow.loops()]
         committing = self._guarded("committer", self._committer.run())
         releasing = self._guarded("releaser", self._releaser.run())
         reading = self._guarded("reader", self._reader.run())
@@ -369,8 +344,7 @@ class Worker:
                 await committing
                 self._releaser.close()
                 await releasing
-                if self._grants is not None:
-                    await self._grants.leave()
+                await self._flow.leave()
                 await self._leave(pulse, beating)
         finally:
             await end_tasks([*waiters, *background, committing, releasing, reading])

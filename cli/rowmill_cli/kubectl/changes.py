@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from rowmill_cli.kubectl.client import Access
 from rowmill_cli.kubectl.errors import NotNow
 from rowmill_cli.kubectl.page import command
-from rowmill_cli.kubectl.view import JobView
+from rowmill_cli.kubectl.view import JobView, seconds
 
 Patch = list[dict[str, Any]]
+
+RESUMED_AT = "rowmill.dev/resumed-at"
+"""The annotation by which the operator sees that somebody asked to go on though calls were refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,22 @@ def suspend(job: JobView, *, access: Access) -> Change:
     return Change(_guarded(job, "suspend", True), says + _gitops(job, "suspend", "true"))
 
 
-def resume(job: JobView, *, access: Access) -> Change:
-    """Raises NotNow where the job is being deleted."""
+def asked_at(job: JobView, *, now: float) -> str:
+    """The time of asking (`now` in seconds since the epoch), as RFC 3339 writes it: later than the pause that it is to
+    end, even where the clock here is behind that of the cluster."""
+    paused = seconds(job.conditions.get("Suspended", {}).get("lastTransitionTime"))
+    return datetime.fromtimestamp(max(now, (paused or 0.0) + 1.0), UTC).isoformat()
+
+
+def resume(job: JobView, *, access: Access, now: str) -> Change:
+    """`now` is the time, as RFC 3339 writes it. Raises NotNow where the job is being deleted, or its budget used up."""
     _alive(job)
     watch = f"Watch it: {command('status', job, access, '--watch')}"
+    if not job.suspend and job.reason == "CallsRefused":
+        says = f"{job.where} tries again: one worker sends a few calls, and goes on when they are taken.\n{watch}"
+        return Change(_annotated(job, RESUMED_AT, now), says)
+    if not job.suspend and job.reason == "BudgetExhausted":
+        raise NotNow(f"{job.where}: {job.message}")
     if not job.suspend:
         return Change(None, f"{job.where} is not suspended ({job.phase}). {watch}")
     rows = "its finished rows are kept" if not job.rows.done else f"its {job.rows.done:,} finished rows are kept"
@@ -117,6 +133,16 @@ def _guarded(job: JobView, field: str, value: Any) -> Patch:
         # Absent only where the API server writes no defaults into objects.
         tests.append({"op": "test", "path": "/metadata/resourceVersion", "value": job.resource_version})
     return [*tests, {"op": "replace" if there else "add", "path": f"/spec/{field}", "value": value}]
+
+
+def _annotated(job: JobView, name: str, value: str) -> Patch:
+    """A patch that sets an annotation of this very job."""
+    tests: Patch = [{"op": "test", "path": "/metadata/uid", "value": job.uid}]
+    if "annotations" not in job.body.get("metadata", {}):
+        tests.append({"op": "test", "path": "/metadata/resourceVersion", "value": job.resource_version})
+        return [*tests, {"op": "add", "path": "/metadata/annotations", "value": {name: value}}]
+    key = name.replace("~", "~0").replace("/", "~1")
+    return [*tests, {"op": "add", "path": f"/metadata/annotations/{key}", "value": value}]
 
 
 def _gitops(job: JobView, field: str, value: Any) -> str:

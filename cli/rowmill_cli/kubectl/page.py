@@ -115,6 +115,13 @@ def next_steps(job: JobView, *, access: Access) -> list[str]:
             "# correct the manifest and apply it again; by itself nothing will happen",
             _kubectl("describe", job, access),
         ]
+    if job.phase == "Suspended" and not job.suspend and job.reason == "CallsRefused":
+        return [
+            "# it is tried again by itself, as said above; at once, when what is refused is mended:",
+            command("resume", job, access),
+        ]
+    if job.phase == "Suspended" and not job.suspend and job.reason == "BudgetExhausted":
+        return ["# raise spec.budget in the manifest and apply it: then it goes on", _kubectl("edit", job, access)]
     steps = []
     if job.true("Stalled") and not job.ended:
         steps += ["# it waits for somebody to mend what is said above; then it goes on by itself"]
@@ -181,11 +188,30 @@ def _facts(job: JobView, now: float) -> Iterable[tuple[str, str]]:
     yield from _times(job, now)
     if job.results_dropped:
         yield "dropped", f"{text(job.status, 'resultsDroppedTime')} (the recorded outcomes, after their retention)"
+    yield from _spend(part(job.status, "spend"))
+    if job.limits:
+        yield "limits", job.limits.removeprefix("limits ")
     workers = part(job.status, "workers")
     if not job.ended:
         owner = part(job.spec, "workers").get("scaling") == "External"
         by = "; their number is set from outside (spec.workers.scaling: External)" if owner else ""
         yield "workers", f"{number(workers, 'ready')} ready of {number(workers, 'desired')} wanted{by}"
+
+
+def _spend(spend: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    if spend:
+        yield "used", _amounts(spend)
+    if projected := part(spend, "projected"):
+        yield "projected", f"{_amounts(projected)}, for {number(projected, 'rows'):,} rows"
+
+
+def _amounts(spend: Mapping[str, Any]) -> str:
+    told = [f"{number(spend, 'requests'):,} calls"]
+    if "inputTokens" in spend:
+        told.append(f"{number(spend, 'inputTokens'):,} tokens in, {number(spend, 'outputTokens'):,} out")
+    if cost := text(spend, "cost"):
+        told.append(f"cost {cost}")
+    return ", ".join(told)
 
 
 def _times(job: JobView, now: float) -> Iterable[tuple[str, str]]:

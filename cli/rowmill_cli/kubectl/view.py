@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
+from rowmill.limits import GroupLimits, LimitsTold, say_limits
 from rowmill.status import when_dropped
 from rowmill_cli.kubectl.refusals import printable
 
 ENDED: Final = ("Complete", "Failed")
+_LIMITS: Final = ("requestsPerMinute", "tokensPerMinute", "maxInFlight")
 _GITOPS: Final = (
     ("Flux", "labels", "kustomize.toolkit.fluxcd.io/name"),
     ("Flux", "labels", "helm.toolkit.fluxcd.io/name"),
@@ -124,6 +126,20 @@ class JobView:
         return text(part(self.status, "workers"), "image")
 
     @property
+    def limits(self) -> str:
+        """Whose limits of its group hold, where jobs of it set different ones; "" where they do not."""
+        wanted, held = part(self.spec, "limits"), part(self.status, "limits")
+        return say_limits(
+            LimitsTold(
+                text(wanted, "group"),
+                GroupLimits(*(number(wanted, name) for name in _LIMITS)),
+                GroupLimits(*(number(held, name) for name in _LIMITS)),
+                _texts(held, "loweredBy"),
+                _texts(held, "lowers"),
+            )
+        )
+
+    @property
     def gitops(self) -> str | None:
         """Which tool writes this resource from a repository, if one does."""
         metadata = part(self.body, "metadata")
@@ -146,6 +162,11 @@ def part(value: object, name: str) -> Mapping[str, Any]:
 def text(value: Mapping[str, Any], name: str) -> str:
     found = value.get(name)
     return printable(found) if isinstance(found, str) else ""
+
+
+def _texts(value: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = value.get(name)
+    return tuple(printable(one) for one in found if isinstance(one, str)) if isinstance(found, list) else ()
 
 
 def number(value: Mapping[str, Any], name: str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from rowmill.errors import RowmillError, StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import Kept, Ledger, RunRecord
 from rowmill.outcome import State as Outcome
+from rowmill.results import vectors_of
 from rowmill.spec.job import BatchJob
 from rowmill.status import Phase, RunStatus
 from rowmill.storage import AddressPolicy
@@ -38,6 +40,7 @@ from rowmill_cli.local.webhook import tell_webhook
 from rowmill_cli.progress import ProgressSink
 from rowmill_operator.engine.engine import Engine
 from rowmill_operator.engine.retention import Expiry
+from rowmill_operator.engine.run_source import SourcePlaces
 from rowmill_operator.results import PartsWriter, Shape, StoreFolder, open_folder
 from rowmill_operator.results.upload import in_thread
 
@@ -104,8 +107,8 @@ class Runner:
                     writing = asyncio.create_task(parts.run(stop))
                     ends.push_async_callback(end_tasks, [writing])
                 status = await self._drive(ledger, window, endpoints, stop, hurry)
-                if stop.is_set() and status.phase not in (Phase.COMPLETE, Phase.FAILED):
-                    return Ended(await self._as_recorded(ledger, status), interrupted=True, results=None)
+                if status.phase not in (Phase.COMPLETE, Phase.FAILED):  # told to stop, or its budget is used up
+                    return Ended(await self._as_recorded(ledger, status), interrupted=stop.is_set(), results=None)
                 if parts is not None:
                     await end_tasks([writing])
                 if status.dropped_at is not None:
@@ -158,7 +161,12 @@ class Runner:
             identity=self.identity,
             runs=ledger.runs,
             folder=folder,
-            shape=Shape(self.job.spec.output.effective_format, frozenset(self.include), self.columns),
+            shape=Shape(
+                self.job.spec.output.effective_format,
+                frozenset(self.include),
+                self.columns,
+                vectors_of(self.job.spec),
+            ),
             log=self.log,
             threads=threads,
         )
@@ -185,6 +193,7 @@ class Runner:
                     deduplicated=counts.deduplicated,
                     retried=counts.retried,
                     errors=await ledger.runs.error_counts(record),
+                    spend=(await ledger.spending.of(record)).spent,
                 )
         return status
 
@@ -208,10 +217,10 @@ class Runner:
             window=window,
             fleet=fleet,
             sink=self.sink,
-            base=self.base,
-            cache=self.state.cache,
+            places=SourcePlaces(base=self.base, cache=self.state.cache),
             log=self.log,
             output_pending=True,
+            resumed_at=time.time(),
         )
         watchers = [
             asyncio.create_task(self._on_stop(stop, fleet)),
@@ -258,7 +267,13 @@ class Runner:
 
     async def _write_file(self, ledger: Ledger, record: RunRecord) -> None:
         async with contextlib.aclosing(ledger.results(record)) as pages:
-            await export(pages, Path(self.results), columns=self.columns, include=self.include)
+            await export(
+                pages,
+                Path(self.results),
+                columns=self.columns,
+                include=self.include,
+                vectors=vectors_of(self.job.spec),
+            )
         await ledger.runs.output_written(record)
 
     async def _keep_alive(self, servers: LocalServers) -> None:

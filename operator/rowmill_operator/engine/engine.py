@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor as ThreadPool
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-from rowmill.errors import FrozenChanged, InvalidInput, PlaceUnavailable, SourceChanged, StateInUse, StoreUnavailable
+from rowmill.errors import FrozenChanged, PlaceUnavailable, StateInUse, StoreUnavailable
 from rowmill.identity import RunIdentity
 from rowmill.ledger import (
     FeedPosition,
@@ -33,10 +30,9 @@ from rowmill.ledger import (
 )
 from rowmill.ledger.budget import locks_needed
 from rowmill.row import Position
-from rowmill.sources import Content, Source, open_source, prune_cache
-from rowmill.spec import BatchJob, frozen_changes, frozen_part, missing_columns, slot_bounds
+from rowmill.spec import BatchJob, frozen_changes, frozen_part, slot_bounds
+from rowmill.spend import Budget, Pause, Reason
 from rowmill.status import Phase, RunStatus
-from rowmill.storage import AddressPolicy
 from rowmill.tasks import set_within
 from rowmill.telemetry.logging import Logger
 from rowmill.telemetry.metrics import EngineMetrics
@@ -54,8 +50,11 @@ from rowmill_operator.engine.lifecycle import (
     reopens,
     window_trusted,
 )
+from rowmill_operator.engine.limits_watch import limits_watch
+from rowmill_operator.engine.pauses import goes_on, still
 from rowmill_operator.engine.ports import Fleet, StatusSink
 from rowmill_operator.engine.progress import RateMeter
+from rowmill_operator.engine.run_source import RunSource, SourcePlaces
 
 RETRY_SECONDS = (0.2, 5.0)
 PLACE_RETRY_SECONDS = (1.0, 30.0)
@@ -65,14 +64,10 @@ LEAD_SECONDS = 30.0
 
 
 class Engine:
-    """Drives one run. `base` is the folder that relative sources are found in, `cache` one for downloads.
-
-    `content` fetches the table of `spec.source.configMap`; `credentials` the keys of `spec.source.secretName` (None:
-    there is none named). Both are asked anew at each opening; what they raise ends the run as what a source raises
-    does. `policy` is what a source may be fetched from (None: everything), `ambient` allows this process's own identity
-    at object stores, `cache_bytes` bounds the cache. `fetchers` are the threads that sources are fetched in: a slow
-    server must not hold up other runs' feeding where `threads` are shared (default: `threads`). `output_pending`: the
-    results are written elsewhere by somebody who calls `Runs.output_written` then; they are not dropped before.
+    """Drives one run. `places` is where its source may be found. `fetchers` are the threads that sources are fetched
+    in: a slow server must not hold up other runs' feeding where `threads` are shared (default: `threads`).
+    `output_pending`: the results are written elsewhere by somebody who calls `Runs.output_written` then; they are not
+    dropped before. `resumed_at`: when somebody last asked to go on though calls were refused (seconds since the epoch).
     """
 
     def __init__(
@@ -84,18 +79,13 @@ class Engine:
         window: Window,
         fleet: Fleet,
         sink: StatusSink,
-        base: Path,
-        cache: Path,
+        places: SourcePlaces,
         log: Logger,
         metrics: EngineMetrics | None = None,
         threads: ThreadPool | None = None,
         fetchers: ThreadPool | None = None,
-        content: Callable[[], Awaitable[Content]] | None = None,
-        credentials: Callable[[], Awaitable[Mapping[str, str] | None]] | None = None,
-        policy: AddressPolicy | None = None,
-        ambient: bool = True,
-        cache_bytes: int | None = None,
         output_pending: bool = False,
+        resumed_at: float | None = None,
         bounds: WindowBounds | None = None,
         now: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -106,25 +96,20 @@ class Engine:
         self._window = window
         self._fleet = fleet
         self._sink = sink
-        self._base = base
-        self._cache = cache
         self._log = log.bind(job=str(identity))
         self._metrics = metrics
         self._own_threads = ThreadPoolExecutor(2, thread_name_prefix="source") if threads is None else None
         self._threads: ThreadPool = threads or self._own_threads  # type: ignore[assignment]
-        self._fetchers: ThreadPool = fetchers or self._threads
-        self._content = content
-        self._credentials = credentials
-        self._policy = policy
-        self._ambient = ambient
-        self._cache_bytes = cache_bytes
+        self._source = RunSource(job, places=places, threads=self._threads, fetchers=fetchers or self._threads)
         self._output_pending = output_pending
-        self._over = threading.Event()
+        self._resumed_at = resumed_at
+        self._tries: int | None = None
         self._now = now
         self._wall = wall
         spec = job.spec
         self._row_limit = spec.source.limit
         self._meter = RateMeter()
+        self._limits = limits_watch(spec, identity, window=window, now=now)
         self._scaler = Autoscaler(
             Scaling(
                 min_replicas=spec.workers.min_replicas,
@@ -135,7 +120,6 @@ class Engine:
         )
         self._bounds = bounds or WindowBounds()
         self._status = RunStatus()
-        self._source: Source | None = None
 
     async def run(self, *, stop: asyncio.Event) -> RunStatus:
         """Drive the run until it ends or `stop` is set; returns its last status.
@@ -174,11 +158,7 @@ class Engine:
                 delay = min(delay * 2, RETRY_SECONDS[1])
             return self._status
         finally:
-            self._over.set()
-            if self._source is not None:
-                self._source.close()
-                with contextlib.suppress(RuntimeError):  # shared threads may have ended before us
-                    self._fetchers.submit(prune_cache, self._cache, max_bytes=self._cache_bytes)
+            self._source.close()
             if self._own_threads is not None:
                 self._own_threads.shutdown(wait=False)
 
@@ -203,6 +183,9 @@ class Engine:
                 return await self._already_ended(record, window)
             if self._job.spec.suspend:
                 return await self._suspend(record)
+            record, pause = await self._unpaused(record)
+            if pause is not None:
+                return await self._paused(record, pause)
             return await self._go(record, window, leadership, stop)
         except Superseded as error:
             now = await self._ledger.runs.find(self._identity)
@@ -245,6 +228,33 @@ class Engine:
             return record
         return await self._ledger.runs.keep_results(record, seconds=wanted[0], output_pending=wanted[1])
 
+    async def _unpaused(self, record: RunRecord) -> tuple[RunRecord, Pause | None]:
+        """The run with its budget as the manifest has it now, and why it stands still all the same."""
+        spending, budget = self._ledger.spending, self._budget()
+        if record.budget != budget:
+            record = await spending.bound(record, budget)
+        if (pause := record.pause) is None:
+            return record, None
+        spent = (await spending.of(record)).spent
+        asked = self._wall() if self._job.spec.retry_generation > record.generation else self._resumed_at
+        if not goes_on(pause, spent=spent, budget=budget, wall=self._wall(), resumed_at=asked):
+            return record, still(pause, budget=budget)
+        self._tries = pause.tries if pause.reason is Reason.REFUSED else None
+        return await spending.pause(record, None), None
+
+    async def _paused(self, record: RunRecord, pause: Pause) -> RunStatus:
+        """Stand still: the ledger knows why before the workers go."""
+        if record.pause != pause:
+            record = await self._ledger.spending.pause(record, pause)
+        await self._fleet.scale(0)
+        counts = await self._ledger.runs.progress(record)
+        await self._report(await self._final(record, Phase.SUSPENDED, pause.message, counts))
+        return self._status
+
+    def _budget(self) -> Budget | None:
+        budget = self._job.spec.budget
+        return None if budget is None else Budget(budget.requests, budget.tokens, budget.cost)
+
     def _reopens(self, record: RunRecord) -> bool:
         return reopens(record, retry_generation=self._job.spec.retry_generation, row_limit=self._row_limit)
 
@@ -262,6 +272,8 @@ class Engine:
     async def _suspend(self, record: RunRecord) -> RunStatus:
         await self._fleet.scale(0)
         counts = await self._ledger.runs.progress(record)
+        if record.pause is not None:
+            record = await self._ledger.spending.pause(record, None)
         if record.phase is not Phase.SUSPENDED:
             await self._ledger.runs.save_phase(record, Phase.SUSPENDED, "spec.suspend is true")
         message = "suspended: set spec.suspend to false to go on; finished rows are kept"
@@ -290,12 +302,15 @@ class Engine:
             started_at=record.started_at,
             ended_at=record.finished_at if phase is record.phase else None,
             errors=await self._ledger.runs.error_counts(record),
+            spend=(await self._ledger.spending.of(record)).spent,
+            source_rows=record.source_rows,
+            pause=record.pause,
         )
 
     async def _go(
         self, record: RunRecord, window: FeedWindow, leadership: Leadership, stop: asyncio.Event
     ) -> RunStatus:
-        source = await self._open_source(record, stop)
+        source = await self._source.open(record, runs=self._ledger.runs, stop=stop)
         generation = max(record.generation, self._job.spec.retry_generation)
         if limit_changes(record, self._row_limit):
             record = await self._ledger.runs.raise_limit(record, self._row_limit)
@@ -320,11 +335,14 @@ class Engine:
                 scaler=self._scaler,
                 meter=self._meter,
                 status=self._status,
+                tries=self._tries,
             )
             try:
                 verdict = await conductor.conduct(stop)
             finally:
                 self._status = conductor.status
+                self._tries = conductor.tries
+                record = replace(record, source_rows=self._status.source_rows)
             if verdict.phase is None:
                 self._log.warning("a new epoch", reason=verdict.message, epoch=record.epoch + 1)
                 if self._metrics is not None:
@@ -332,6 +350,9 @@ class Engine:
                 record, state = await self._begin_epoch(record, window, generation=generation, first=verdict.first_gap)
             elif ended(verdict.phase):
                 return await self._end(record, window, verdict)
+            elif verdict.pause is not None:
+                self._log.warning("the run stands still", reason=verdict.message)
+                return await self._paused(record, verdict.pause)
             else:
                 return self._status
 
@@ -344,6 +365,8 @@ class Engine:
             deadline_seconds=spec.active_deadline_seconds,
             bounds=self._bounds,
             locks_a_worker=locks_needed(concurrency=slot_bounds(spec, {})[1], locks_a_row=2 if spec.dedupe else 1),
+            budget=self._budget(),
+            projects=spec.source.limit is not None,
         )
 
     def _tools(self, window: FeedWindow) -> Tools:
@@ -351,6 +374,7 @@ class Engine:
             runs=self._ledger.runs,
             window=window,
             shares=self._ledger.shares,
+            spending=self._ledger.spending,
             fleet=self._fleet,
             sink=self._sink,
             threads=self._threads,
@@ -358,6 +382,7 @@ class Engine:
             wall=self._wall,
             fed=self._fed,
             told=self._told,
+            limits=self._limits,
         )
 
     def _told(self, status: RunStatus, size: int) -> None:
@@ -371,62 +396,6 @@ class Engine:
     def _fed(self, rows: int, size: int, seconds: float) -> None:
         if self._metrics is not None:
             self._metrics.fed(str(self._identity), rows=rows, size=size, seconds=seconds)
-
-    async def _opened(self, stop: asyncio.Event) -> Source:
-        """The source as the manifest names it, fetched where it is far away."""
-        spec = self._job.spec.source
-        content = await self._content() if self._content is not None and spec.config_map is not None else None
-        credentials = await self._credentials() if self._credentials is not None else None
-        opening = asyncio.get_running_loop().run_in_executor(
-            self._fetchers,
-            lambda: open_source(
-                uri=spec.uri,
-                rows=spec.rows,
-                format=spec.format,
-                limit=spec.limit,
-                base=self._base,
-                cache=self._cache,
-                content=content,
-                credentials=credentials,
-                ambient=self._ambient,
-                policy=self._policy,
-                cache_bytes=self._cache_bytes,
-                stopped=lambda: stop.is_set() or self._over.is_set(),
-            ),
-        )
-        stopping = asyncio.ensure_future(stop.wait())
-        wanted = False
-        try:
-            either: set[asyncio.Future[Any]] = {opening, stopping}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not opening.done():
-                raise PlaceUnavailable("told to stop while the source was being fetched")
-            wanted = True
-            return opening.result()
-        finally:
-            stopping.cancel()
-            if not wanted:
-                # The thread goes on until it looks at what stops it; what it opens then is nobody's.
-                opening.add_done_callback(_close_unwanted)
-
-    async def _open_source(self, record: RunRecord, stop: asyncio.Event) -> Source:
-        """Open the source once, see that it is the one this run began with, and that the manifest fits it."""
-        loop = asyncio.get_running_loop()
-        if self._source is None:
-            self._source = await self._opened(stop)
-            columns = await loop.run_in_executor(self._threads, self._source.columns)
-            if columns is not None and (problems := missing_columns(self._job, columns)):
-                source = self._job.spec.source
-                name = source.uri or ("spec.source.configMap" if source.config_map else "spec.source.rows")
-                raise InvalidInput(name, problems)
-        fingerprint = await loop.run_in_executor(self._threads, self._source.fingerprint)
-        if record.fingerprint not in (None, fingerprint):
-            raise SourceChanged(
-                f"the source of {self._identity} is not the one that this run began with: its rows can no longer be "
-                "told apart by their position. Put the old content back, or change spec.runId to begin a new run"
-            )
-        await self._ledger.runs.save_fingerprint(record, fingerprint)
-        return self._source
 
     async def _resumed(self, record: RunRecord, window: FeedWindow) -> FeedState | None:
         """Go on with the epoch that is open, if the window holds all that was fed in it."""
@@ -463,8 +432,3 @@ class Engine:
         await self._report(await self._final(replace(record, total=total), verdict.phase, verdict.message, counts))
         await self._ledger.runs.expire_claims()  # last: of many that takes a while
         return self._status
-
-
-def _close_unwanted(opening: asyncio.Future[Source]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()

@@ -1,7 +1,8 @@
 """What a run needs next. Pure decisions over what was read; the engine carries them out.
 
 Phases: Pending → Running ⇄ Suspended → Complete | Failed. Complete and Failed end a generation; a raised
-`retryGeneration` or a raised `source.limit` opens the run again.
+`retryGeneration` or a raised `source.limit` opens the run again. Suspended is what the manifest asks for, or what a
+used-up budget or refused calls bring about (`pauses.py`).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Ready, Reconciling and Stalled are the standard ones by which kstatus (and so Fl
 
     state                                 Complete Failed Suspended Ready Reconciling Stalled   kstatus
     Pending, Running, WaitingForStore, …     -       -       -        -       True       -      InProgress
-    Suspended                                -       -      True     True       -        -      Current
+    Suspended, its budget is used up         -       -      True     True       -        -      Current
+    suspended as its calls are refused       -       -      True       -        -      True     Failed
     Completed, CompletedWithFailures        True     -       -       True       -        -      Current
     FailurePolicyExceeded, DeadlineExceeded  -      True     -        -         -       True    Failed
     InvalidSpec and other refusals           -       -       -        -         -       True    Failed
@@ -62,6 +63,8 @@ class Reason(StrEnum):
     WAITING_FOR_STORE = "WaitingForStore"
     WRITING_RESULTS = "WritingResults"
     SUSPENDED = "Suspended"
+    BUDGET_EXHAUSTED = "BudgetExhausted"
+    CALLS_REFUSED = "CallsRefused"
     COMPLETED = "Completed"
     COMPLETED_WITH_FAILURES = "CompletedWithFailures"
     FAILURE_POLICY_EXCEEDED = "FailurePolicyExceeded"
@@ -70,6 +73,7 @@ class Reason(StrEnum):
     FROZEN_FIELD_CHANGED = "FrozenFieldChanged"
     RESULTS_DROPPED = "ResultsDropped"
     NOT_AVAILABLE = "NotAvailable"
+    DEDUPE_NOT_PERMITTED = "DedupeNotPermitted"
     SOURCE_INVALID = "SourceInvalid"
     SOURCE_CHANGED = "SourceChanged"
     SOURCE_UNAVAILABLE = "SourceUnavailable"
@@ -94,11 +98,13 @@ REFUSALS = frozenset(
         Reason.FROZEN_FIELD_CHANGED,
         Reason.RESULTS_DROPPED,
         Reason.NOT_AVAILABLE,
+        Reason.DEDUPE_NOT_PERMITTED,
         Reason.SOURCE_INVALID,
         Reason.SOURCE_CHANGED,
     }
 )
-"""Mended only by an edit. They count in every phase: a finished run whose manifest is edited badly is told so."""
+"""Mended only by an edit; `DedupeNotPermitted` also by a permission. They count in every phase: a finished run whose
+manifest is edited badly is told so."""
 
 PASSING = frozenset({Reason.WAITING_FOR_STORE, Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.CAPACITY_LIMITED})
 """Never Stalled: a failover ends, an autoscaler adds nodes, other jobs give their quota back."""
@@ -233,7 +239,9 @@ def _of_phase(facts: Facts) -> tuple[frozenset[str], str, str]:
             return frozenset({"Failed", "Stalled"}), reason, facts.message or "the run ended before every row was done"
         case Phase.SUSPENDED:
             usual = "suspended: set spec.suspend to false to go on; finished rows are kept"
-            return frozenset({"Suspended", "Ready"}), facts.reason or Reason.SUSPENDED, facts.message or usual
+            # Where calls are refused somebody has to mend something; a budget that is used up was asked for.
+            other = "Stalled" if facts.reason == Reason.CALLS_REFUSED else "Ready"
+            return frozenset({"Suspended", other}), facts.reason or Reason.SUSPENDED, facts.message or usual
         case Phase.RUNNING:
             reason, usual = facts.reason or Reason.RUNNING, "rows are being worked on"
             return frozenset({"Reconciling"}), reason, facts.message or usual

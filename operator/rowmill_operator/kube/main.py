@@ -27,7 +27,7 @@ from rowmill.telemetry.logging import Logger, configure_logging
 from rowmill.telemetry.metrics import EngineMetrics
 from rowmill.telemetry.serving import serve_probes
 from rowmill_operator.kube.api import KubeApi, path_of
-from rowmill_operator.kube.controller import JobController, Tools
+from rowmill_operator.kube.controller import JobController
 from rowmill_operator.kube.events import EventRecorder
 from rowmill_operator.kube.hub import Deployments, Hub
 from rowmill_operator.kube.leader import lead
@@ -39,6 +39,7 @@ from rowmill_operator.kube.runner import RunTools
 from rowmill_operator.kube.settings import OperatorSettings
 from rowmill_operator.kube.stores import Stores
 from rowmill_operator.kube.sweep import sweep_gone
+from rowmill_operator.kube.tools import Tools
 from rowmill_operator.kube.watch import Watch, watch_registry
 from rowmill_operator.notify import AT_ONCE, Poster
 
@@ -156,6 +157,7 @@ async def _work(
             log=log,
             wrote=metrics.status_written,
             reconciled=metrics.reconciled,
+            shared_keys=settings.shared_keys,
         )
         hub = Hub(make=lambda body: JobController(body, tools=tools), log=log)
         registry.register(JobsCollector(lambda: [one.numbers for one in hub.controllers]))

@@ -17,6 +17,8 @@ FIELD_MANAGER: Final = "rowmill"
 
 JOB_LABEL: Final = "rowmill.dev/job"
 FINALIZER: Final = "rowmill.dev/workers"
+RESUMED_AT: Final = "rowmill.dev/resumed-at"
+"""Annotation of a job: when a person last asked for it to go on though its calls were refused."""
 WORKER: Final = "worker"
 """Name of the container that executes rows."""
 

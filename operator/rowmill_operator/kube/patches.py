@@ -50,6 +50,19 @@ def merged(one: Document, other: Document) -> dict[str, Any]:
     return patch
 
 
+def touching(one: Document, other: Document) -> dict[str, Any]:
+    """All that either of two merge patches speaks of, for `retouched`; the values mean nothing. Fields of an object
+    stay spoken of though the other patch takes the object away: who knows which of the two was heard."""
+    both = dict(one)
+    for key, value in other.items():
+        held = both.get(key)
+        if isinstance(held, dict):
+            both[key] = touching(held, value) if isinstance(value, dict) else held
+        else:
+            both[key] = value
+    return both
+
+
 def without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
     """An object without its null fields, at every depth but within lists."""
     return {

@@ -16,6 +16,7 @@ from rowmill.telemetry.logging import Logger
 from rowmill_operator.engine.lifecycle import ended, message_of_dropped
 from rowmill_operator.kube.conditions import Reason, Trouble, telling
 from rowmill_operator.kube.events import EventRecorder, Involved
+from rowmill_operator.kube.limits_events import LimitsEvents
 from rowmill_operator.kube.status import Output, Workers, status_document
 from rowmill_operator.kube.told import Told
 from rowmill_operator.kube.writer import StatusWriter
@@ -49,6 +50,7 @@ class JobReport:
         self._log = log
         self._said = said
         self._classes: set[str] = set()
+        self._limits = LimitsEvents(involved, events)
         self._trouble: Trouble | None = None
         self._output_trouble: Trouble | None = None
         self._since: dict[str, float] = {}
@@ -77,6 +79,7 @@ class JobReport:
     def resume(self, told: Told, *, generation: int, run_id: str) -> None:
         """Go on from what the resource was told by whoever watched it before."""
         self.run, self._trouble = told.run, told.trouble
+        self._limits.known(told.run.limits)
         self.generation, self.run_id = generation, run_id
 
     def concerns(self, run_id: str) -> None:
@@ -162,6 +165,7 @@ class JobReport:
         if said is not None and not self._writer.gone:
             reason, message, warning = said
             self._events.tell(self._involved, reason=reason, message=message, warning=warning)
+            self._limits.saw(self.run)
 
     def _passing_trouble(self) -> Trouble | None:
         """What is in the way of a run that goes on: of its workers, else of its results."""

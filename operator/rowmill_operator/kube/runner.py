@@ -23,6 +23,7 @@ from typing import Any
 from rowmill.errors import InvalidInput, PlaceUnavailable, RowmillError
 from rowmill.identity import RunIdentity
 from rowmill.ledger import Ledger
+from rowmill.results import vectors_of
 from rowmill.sources import Content
 from rowmill.spec import BatchJob
 from rowmill.status import RunStatus
@@ -33,6 +34,7 @@ from rowmill.telemetry.metrics import EngineMetrics
 from rowmill.window import Window
 from rowmill_operator.engine.engine import Engine
 from rowmill_operator.engine.lifecycle import ended
+from rowmill_operator.engine.run_source import SourcePlaces
 from rowmill_operator.kube.api import NOT_FOUND, ApiError, KubeApi, path_of
 from rowmill_operator.kube.conditions import Reason, Trouble
 from rowmill_operator.kube.fleet import KubeFleet
@@ -75,6 +77,7 @@ async def drive(
     report: JobReport,
     tools: RunTools,
     stop: asyncio.Event,
+    resumed_at: float | None = None,
 ) -> RunStatus:
     """Until the run is over and its results are written, or it is suspended, or `stop`. Raises RowmillError."""
     cluster = Cluster(tools.api, job)
@@ -90,18 +93,21 @@ async def drive(
         window=window,
         fleet=fleet,
         sink=report,
-        base=tools.cache,
-        cache=tools.cache,
+        places=SourcePlaces(
+            base=tools.cache,
+            cache=tools.cache,
+            content=cluster.table,
+            credentials=cluster.source_credentials,
+            policy=tools.policy,
+            ambient=tools.ambient,
+            cache_bytes=tools.cache_bytes,
+        ),
         log=tools.log,
         metrics=tools.metrics,
         threads=tools.threads,
         fetchers=tools.fetchers,
-        content=cluster.table,
-        credentials=cluster.source_credentials,
-        policy=tools.policy,
-        ambient=tools.ambient,
-        cache_bytes=tools.cache_bytes,
         output_pending=results is not None,
+        resumed_at=resumed_at,
     )
     try:
         status = await engine.run(stop=stop)
@@ -130,6 +136,7 @@ class Results:
         self._uri = job.spec.output.uri
         self._identity = identity
         self._output = job.spec.output
+        self._vectors = vectors_of(job.spec)
         self._ledger = ledger
         self._cluster = cluster
         self._report = report
@@ -194,7 +201,12 @@ class Results:
                 identity=self._identity,
                 runs=self._ledger.runs,
                 folder=folder,
-                shape=Shape(self._output.effective_format, states(self._output.include), tuple(self._output.columns)),
+                shape=Shape(
+                    self._output.effective_format,
+                    states(self._output.include),
+                    tuple(self._output.columns),
+                    self._vectors,
+                ),
                 log=tools.log,
                 threads=tools.uploaders,
                 slots=tools.uploads,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rowmill.errors import InvalidInput, Problem
 from rowmill.storage import AddressPolicy
+from rowmill_operator.kube.shared_keys import SharedKeys
 
 WHERE = "the operator's environment"
 
@@ -18,7 +19,8 @@ class OperatorSettings:
 
     `installation` is a part of every run's identity: keep it over re-installs. `namespaces` empty means all.
     `worker_redis_url` and `worker_postgres_dsn` are what workers are given. `threads` bounds those that read sources,
-    over all jobs, `cache_bytes` what they have fetched. `policy` is what sources and outputs of tenants may reach.
+    over all jobs, `cache_bytes` what they have fetched. `policy` is what sources and outputs of tenants may reach,
+    `shared_keys` which namespaces may share dedupe keys.
     """
 
     redis_url: str = field(repr=False)
@@ -41,6 +43,7 @@ class OperatorSettings:
     ambient_credentials: bool = False
     cache: Path = Path("/var/cache/rowmill")
     cache_bytes: int = 8 * 2**30
+    shared_keys: SharedKeys = field(default_factory=SharedKeys)
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> OperatorSettings:
@@ -71,6 +74,7 @@ class OperatorSettings:
             ambient_credentials=reader.one_of("ROWMILL_AMBIENT_CREDENTIALS", ("false", "true")) == "true",
             cache_bytes=reader.number("ROWMILL_CACHE_BYTES", 8 * 2**30, 2**20, 2**50),
             cache=Path(reader.text("ROWMILL_CACHE_DIR", "/var/cache/rowmill")),
+            shared_keys=reader.shared_keys("ROWMILL_DEDUPE_SHARED"),
         )
         if reader.problems:
             raise InvalidInput(WHERE, reader.problems)
@@ -116,3 +120,10 @@ class _Reader:
         except InvalidInput as error:
             self.problems += [Problem(name, problem.message) for problem in error.problems]
             return AddressPolicy.tenants()
+
+    def shared_keys(self, name: str) -> SharedKeys:
+        try:
+            return SharedKeys.parse(self.text(name, ""), where=WHERE)
+        except InvalidInput as error:
+            self.problems += [Problem(name, problem.message) for problem in error.problems]
+            return SharedKeys()

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from rowmill.ledger.budget import SHARED
+from rowmill.spend import Spend
 from rowmill.status import Phase, RunStatus
 from rowmill_operator.kube.conditions import (
     INVALID,
@@ -103,7 +104,7 @@ def status_document(
     facts = Facts(
         phase=phase,
         message=message or run.message,
-        reason=reason or (failure_reason(run.message) if phase == Phase.FAILED else None),
+        reason=reason or _reason_of(run, phase),
         trouble=trouble or engine_trouble(run),
         failed_rows=run.failed,
         workers_ready=run.workers_ready,
@@ -128,8 +129,16 @@ def status_document(
         "workers": _workers(run, workers),
         "output": _output(output),
         "errors": _errors(run),
+        "spend": _spend(run),
+        "limits": _limits(run),
     }
     return _within(without_nulls(document))
+
+
+def _reason_of(run: RunStatus, phase: str) -> str | None:
+    if phase == Phase.FAILED:
+        return failure_reason(run.message)
+    return run.pause.reason if phase == Phase.SUSPENDED and run.pause is not None else None
 
 
 def shown_phase(run: RunStatus, trouble: Trouble | None) -> str:
@@ -238,6 +247,37 @@ def _output(output: Output | None) -> dict[str, Any] | None:
     return {"uri": _whole(output.uri, ADDRESS_BYTES), "parts": output.parts, "failures": failures}
 
 
+def _spend(run: RunStatus) -> dict[str, Any] | None:
+    """What was used, and what all rows would use; nothing before the first call."""
+    if not run.spend.requests:
+        return None
+    told = _amounts(run.spend)
+    if (projected := run.projected) is not None:
+        told["projected"] = {"rows": run.source_rows or run.total, **_amounts(projected)}
+    return told
+
+
+def _amounts(spend: Spend) -> dict[str, Any]:
+    tokens = {"inputTokens": spend.input_tokens, "outputTokens": spend.output_tokens} if spend.tokens else {}
+    cost = {"cost": f"{spend.cost.normalize():f}"} if spend.cost else {}
+    return {"requests": spend.requests, **tokens, **cost}
+
+
+def _limits(run: RunStatus) -> dict[str, Any] | None:
+    """Those that hold, while rows run: of a run that is over none does."""
+    if run.limits is None or run.phase is not Phase.RUNNING:
+        return None
+    held = run.limits.held
+    told: dict[str, Any] = {
+        "requestsPerMinute": held.requests_per_minute,
+        "tokensPerMinute": held.tokens_per_minute,
+        "maxInFlight": held.max_in_flight,
+        "loweredBy": list(run.limits.lowered_by),
+        "lowers": list(run.limits.lowers),
+    }
+    return {name: value for name, value in told.items() if value} or None
+
+
 def _errors(run: RunStatus) -> list[dict[str, Any]] | None:
     counted: dict[str, list[int]] = {}
     for error in run.errors:
@@ -257,7 +297,8 @@ def _whole(text: str, limit: int) -> str | None:
 
 
 def _within(document: dict[str, Any]) -> dict[str, Any]:
-    """The document under `MAX_BYTES`: messages are cut shorter first, then addresses are left out; counts stay."""
+    """The document under `MAX_BYTES`: messages are cut shorter first, then addresses and names are left out; counts
+    stay."""
     for limit in MESSAGE_STEPS:
         if size(document) < MAX_BYTES:
             return document
@@ -266,7 +307,10 @@ def _within(document: dict[str, Any]) -> dict[str, Any]:
             for one in document["conditions"]
         ]
         document = {**document, "conditions": made}
-    for part, name in (("output", "failures"), ("output", "uri"), ("workers", "image"), ("workers", "selector")):
+    for part, name in (
+        *(("output", "failures"), ("output", "uri"), ("workers", "image"), ("workers", "selector")),
+        *(("limits", "lowers"), ("limits", "loweredBy")),
+    ):
         if size(document) >= MAX_BYTES and part in document:
             document = {**document, part: {key: value for key, value in document[part].items() if key != name}}
     return document

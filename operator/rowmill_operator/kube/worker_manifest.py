@@ -16,7 +16,7 @@ from rowmill.spec.yaml_text import MAX_BYTES, MAX_NODES
 WORKER_FIELDS: Final = frozenset(
     {
         *("run_id", "mode", "simulate", "key", "executor", "output", "timeout_seconds", "concurrency", "limits"),
-        *("retry", "dedupe", "workers", "shards"),
+        *("pricing", "budget", "retry", "dedupe", "workers", "shards"),
     }
 )
 """Fields of the spec of which workers read at least a part; see `manifest_for_workers`."""
@@ -28,6 +28,9 @@ OPERATOR_FIELDS: Final = frozenset(
     }
 )
 """Fields that only the engine reads. Every field of the spec is in one of the two, and a new one must be put there."""
+
+_SOME_BUDGET: Final = {"requests": 1}
+"""What stands for a budget, whatever it is; its number is read by nobody."""
 
 MAX_NAME: Final = 1_000
 """Characters of a field's name: YAML reads no longer one without a mark of its own."""
@@ -49,7 +52,8 @@ def manifest_for_workers(job: BatchJob) -> dict[str, Any]:
 
     Fields that equal their default are left out: workers of the image that a run is pinned to need not know fields that
     a later operator adds. Of `workers` only the greatest number is kept, as each worker's share of the locks of
-    Postgres follows from it: workers are replaced when it changes.
+    Postgres follows from it: workers are replaced when it changes. Of `budget` only that there is one: how much it
+    leaves is asked of the ledger, and raising it replaces nobody.
     """
     spec = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, include=set(WORKER_FIELDS))
     if job.spec.mode != "Simulate":
@@ -58,6 +62,8 @@ def manifest_for_workers(job: BatchJob) -> dict[str, Any]:
         part = spec.pop(name, {})
         if kept in part:
             spec[name] = {kept: part[kept]}
+    if job.spec.budget is not None:
+        spec["budget"] = dict(_SOME_BUDGET)
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,

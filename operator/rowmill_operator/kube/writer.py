@@ -30,7 +30,7 @@ from typing import Any
 
 from rowmill.tasks import set_within
 from rowmill.telemetry.logging import Logger
-from rowmill_operator.kube.patches import Document, merge_patch, merged, retouched
+from rowmill_operator.kube.patches import Document, merge_patch, merged, retouched, touching
 
 BETWEEN_SECONDS = 2.0
 COUNTS_SECONDS = 5.0
@@ -182,7 +182,7 @@ class StatusWriter:
         self._last = self._now()
         self._generation = document.get("observedGeneration")
         # Until the reply is there it is not known; cancelled in between, it never is.
-        self._unsure = merged(self._unsure, patch)
+        self._unsure = touching(self._unsure, patch)
         try:
             async with asyncio.timeout(PATCH_TIMEOUT_SECONDS):
                 await self._patch(patch)

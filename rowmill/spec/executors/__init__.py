@@ -22,7 +22,7 @@ from rowmill.spec.executors.python import PythonExecutor
 
 
 class ExecutorChoice(OneOf):
-    """What a row is sent to: exactly one. Frozen for a run."""
+    """What a row is sent to: exactly one. Frozen for a run, but for how rows are gathered and processes run."""
 
     model_config = ConfigDict(
         json_schema_extra=one_of_schema("http", "openai", "dify", "comfyui", "embeddings", "python")

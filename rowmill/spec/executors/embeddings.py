@@ -46,9 +46,11 @@ class EmbeddingsExecutor(Executor):
     )
     normalize: Bool = Field(default=True, description="Scale every vector to length 1.")
     start_timeout_seconds: Annotated[Int, Field(ge=1, le=7_200)] = Field(
-        default=600, description="How long loading the model may take."
+        default=600, description="How long loading the model may take; may change within a run."
     )
-    batching: Microbatch = Field(default=Microbatch(), description="When a batch goes to the model.")
+    batching: Microbatch = Field(
+        default=Microbatch(), description="When a batch goes to the model; may change within a run."
+    )
 
     @classmethod
     def cross_check(cls, given: Mapping[str, Any]) -> list[Finding]:

@@ -33,7 +33,9 @@ class PythonExecutor(Executor):
         examples=[{"price": "{{ row.price | float }}"}],
     )
     batching: Microbatch | None = Field(
-        default=None, description="For a function that takes a list of rows: when a batch goes to it."
+        default=None,
+        description="For a function that takes a list of rows: when a batch goes to it. May change within a run, as "
+        "may processes and startTimeoutSeconds.",
     )
     processes: Annotated[Int, Field(ge=1, le=256)] | None = Field(
         default=None,

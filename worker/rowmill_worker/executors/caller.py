@@ -135,11 +135,29 @@ class Caller:
         bound = self._timeout
         if bound.total != left:
             bound = self._timeout = _timeout_of(left)  # that of the last call, which is nearly always the next one's
+        body: Any = request.body
+        large = body is not None and len(body) > _STREAMED_BYTES
+        # One coroutine from here to aiohttp: each more would be resumed for every piece that comes.
         for _ in range(_MAX_REBUILDS):
             session = self._session(bound)
             self._active += 1
+            response = None
             try:
-                return await self._exchange(session, request, bound, read or self._read)
+                response = await session.request(
+                    request.method,
+                    request.url,
+                    headers=request.headers,
+                    data=io.BytesIO(body) if large else body,
+                    skip_auto_headers=_NO_TYPE if body is None else None,
+                    allow_redirects=False,
+                )
+                status = response.status
+                content = b""
+                if self._succeeded(status):
+                    content = await (read or self._read)(response, request)
+                elif status not in redirect.REDIRECTS:
+                    content = await _beginning(response)
+                return answers.Answer(request.url, status, response.reason, response.headers, content)
             except RowError:
                 raise
             except Exception as exc:
@@ -150,6 +168,8 @@ class Caller:
                     raise
                 raise failure from exc
             finally:
+                if response is not None:
+                    response.release()
                 self._active -= 1
                 session.detach()
         raise RowError(
@@ -171,32 +191,6 @@ class Caller:
         # By default a GET or PUT on a kept connection that drops is sent again without a word.
         session._retry_connection = False
         return session
-
-    async def _exchange(
-        self, session: aiohttp.ClientSession, request: Request, timeout: aiohttp.ClientTimeout, read: Reader
-    ) -> answers.Answer:
-        body: Any = request.body
-        if body is not None and len(body) > _STREAMED_BYTES:
-            body = io.BytesIO(body)
-        response = await session.request(
-            request.method,
-            request.url,
-            headers=request.headers,
-            data=body,
-            skip_auto_headers=_NO_TYPE if body is None else None,
-            allow_redirects=False,
-            timeout=timeout,
-        )
-        try:
-            status = response.status
-            content = b""
-            if self._succeeded(status):
-                content = await read(response, request)
-            elif status not in redirect.REDIRECTS:
-                content = await _beginning(response)
-            return answers.Answer(request.url, status, response.reason, response.headers, content)
-        finally:
-            response.release()
 
     async def _read(self, response: aiohttp.ClientResponse, request: Request) -> bytes:
         # The declared length is that of the compressed answer, hence the count besides.

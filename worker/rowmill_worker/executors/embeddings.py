@@ -28,6 +28,10 @@ PATH: Final = "spec.executor.embeddings"
 SERVER: Final = "rowmill_worker.children.embedder:serve_model"
 LOADER: Final = "rowmill_worker.children.sentence_model:load"
 
+WAITING: Final[Mapping[str, str]] = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads of a model on a CPU wait for each other at every step. They do it asleep: spinning, each burns what the other
+needs where cores are shared, as in a pod whose CPU is limited. Whoever sets the variable is heeded."""
+
 
 class TextTemplate:
     """`spec.executor.embeddings.text` compiled. Raises InvalidInput."""
@@ -114,7 +118,7 @@ class EmbeddingsExecutor:
         return await start_child(
             server=SERVER,
             settings=settings,
-            environ=self._environ,
+            environ={**WAITING, **self._environ},
             within=spec.start_timeout_seconds,
             log=self._log,
         )

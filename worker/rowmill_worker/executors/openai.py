@@ -173,14 +173,15 @@ class OpenAIExecutor:
         answers.require_storable(result, self._max_result_bytes, ADVICE)
         return result
 
-    def estimate(self, attempt: Attempt) -> int:
-        """Tokens that the attempt may cost at most; 0 for a row that does not fit its templates and is not sent."""
+    def estimate(self, attempt: Attempt) -> tuple[int, int]:
+        """Tokens that the attempt may use at most, in and out; none for a row that does not fit its templates and is
+        not sent."""
         if self._render is None:
             raise RuntimeError("estimate is called between open and close")
         try:
             return most_tokens(self._render(attempt))
         except RowError:
-            return 0
+            return 0, 0
 
     def _result(self, call: Call, reply: answers.Answer, value: Any) -> Any:
         told = None

@@ -105,19 +105,19 @@ def holds_many(body: bytes, field: str) -> bool:
     return begin[:2] in (b'["', b"[[")
 
 
-def most_tokens(call: Call) -> int:
-    """Tokens that a call may cost at most, in and out: a token of input is a byte at least, and of output there are as
+def most_tokens(call: Call) -> tuple[int, int]:
+    """Tokens that a call may use at most, in and out: a token of input is a byte at least, and of output there are as
     many as the request allows, `UNBOUNDED_OUTPUT` where it does not say."""
     body = call.request.body or b""
     if call.endpoint not in _SPEAKING:
-        return len(body)
+        return len(body), 0
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
     except msgspec.DecodeError:
-        return len(body) + UNBOUNDED_OUTPUT
+        return len(body), UNBOUNDED_OUTPUT
     limits = [n for name in _OUTPUT_LIMITS if (n := _whole(fields.get(name))) is not None]
     choices = max(1, _whole(fields.get("n")) or 1, _whole(fields.get("best_of")) or 1)
-    return len(body) + (min(limits) if limits else UNBOUNDED_OUTPUT) * choices
+    return len(body), (min(limits) if limits else UNBOUNDED_OUTPUT) * choices
 
 
 def _whole(raw: msgspec.Raw | None) -> int | None:

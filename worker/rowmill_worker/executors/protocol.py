@@ -68,10 +68,10 @@ class RowError(Exception):
 
 
 class Estimates(Protocol):
-    """What an executor has besides, if its calls are counted in tokens: `limits.tokensPerMinute` reserves them."""
+    """What an executor has besides, if its calls are counted in tokens: limits and budgets reserve them."""
 
-    def estimate(self, attempt: Attempt) -> int:
-        """Tokens that the call may cost at most, of input and output together. Raises nothing; sends nothing.
+    def estimate(self, attempt: Attempt) -> tuple[int, int]:
+        """Tokens that the call may use at most, in and out. Raises nothing; sends nothing.
 
         What of them was not used is given back, by `attempt.usage`.
         """

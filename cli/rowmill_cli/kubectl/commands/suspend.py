@@ -55,7 +55,7 @@ def suspend(name: str, waits: bool, seconds: int | None, kubectl: Kubectl) -> in
 @_seconds
 @cluster_options
 def resume(name: str, waits: bool, seconds: int | None, kubectl: Kubectl) -> int:
-    """Go on with the suspended job NAME, where it was.
+    """Go on with the suspended job NAME, where it was; of one whose calls were refused, try again now.
 
     \b
       kubectl rowmill resume triage -n support --wait
@@ -63,7 +63,7 @@ def resume(name: str, waits: bool, seconds: int | None, kubectl: Kubectl) -> int
     With --wait it returns when a worker is ready or the run is over, or with exit code 1.
     """
     job = find_job(kubectl, name)
-    change = changes.resume(job, access=kubectl.access)
+    change = changes.resume(job, access=kubectl.access, now=changes.asked_at(job, now=time.time()))
     job = apply(kubectl, job, change)
     click.echo(change.says)
     return _until(kubectl, job, _runs, seconds, done="it runs again") if waits else 0
