@@ -118,7 +118,7 @@ class ErrorView(Part):
 class SpendView(Part):
     """What calls used."""
 
-    requests: Count | None = Field(default=None, description="Calls that were sent, also those that failed.")
+    requests: Count | None = Field(default=None, description="Attempts at rows that were sent, also those that failed.")
     input_tokens: Count | None = Field(default=None, description="Tokens that models were sent.")
     output_tokens: Count | None = Field(default=None, description="Tokens that models wrote.")
     cost: Short | None = Field(default=None, description="Money by spec.pricing, as a decimal number.")

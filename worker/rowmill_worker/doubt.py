@@ -47,9 +47,10 @@ class Doubt:
             self.put_back(back, BACK_SECONDS)
         if self._denials.storm and not was_storm:
             self._handed_back(back, "the endpoint refuses every call, whichever row it is for")
+            # Not its words: they may quote a row, and this goes into the resource's status.
             self.denied = (
-                f"the endpoint refused {STORM} calls in a row, so that no more rows are sent; the last refusal was "
-                f"{error.error_class}: {error.message}"
+                f"the endpoint refused {STORM} calls in a row, the last one with {error.error_class}; the worker's log "
+                "quotes it"
             )
             self._storm(error.error_class, error.message)
 
