@@ -18,6 +18,8 @@ from rowmill.errors import InvalidInput, RowmillError
 from rowmill.spec import parse_job
 from rowmill.spec.notify import Notify
 from rowmill.spec.source import KeyReference
+from rowmill.spend import Pause
+from rowmill.spend import Reason as PauseReason
 from rowmill.status import ErrorCount, Phase, RunStatus
 from rowmill_operator.kube.conditions import Reason, Trouble
 from rowmill_operator.kube.status import Output, status_document
@@ -96,6 +98,17 @@ def test_what_is_an_occasion(run: RunStatus, trouble: Trouble | None, event: str
     assert (occasion.body["reason"] if occasion else "") == reason
     if event is not None:
         assert seen(run, trouble=trouble, events=tuple(e for e in ALL if e != event)) is None
+
+
+def test_refused_calls_are_told_to_whoever_listens_to_stalled_or_to_suspended() -> None:
+    refused = RunStatus(phase=Phase.SUSPENDED, pause=Pause(PauseReason.REFUSED, "m", NOW, until=NOW + 60))
+    told = {listens: seen(refused, events=listens) for listens in (ALL, ("Stalled",), ("Suspended",), ("Failed",))}
+    assert [(one.event, one.body["reason"]) if one else None for one in told.values()] == [
+        ("Stalled", "CallsRefused"),
+        ("Stalled", "CallsRefused"),
+        ("Suspended", "CallsRefused"),
+        None,
+    ]
 
 
 def test_nothing_is_told_of_a_job_that_is_being_deleted() -> None:

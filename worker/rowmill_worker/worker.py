@@ -301,8 +301,8 @@ class Worker:
 
     @property
     def denied(self) -> str | None:
-        """Why this worker sends no more rows: the endpoint refuses the credentials, as a sentence with class and
-        message of the last refusal; None while it sends."""
+        """Why this worker sends no more rows: the endpoint refuses the credentials, as a sentence with the
+        class of the last refusal; None while it sends."""
         return self._dispatcher.denied
 
     @property

@@ -46,13 +46,15 @@ class Occasion:
 def occasion_of(document: Mapping[str, Any], *, events: Collection[str], namespace: str, name: str) -> Occasion | None:
     """What a status document tells of `events`, or None.
 
-    The first of Complete, Failed, Suspended that holds is the occasion, Stalled only where none of them does: a run
-    that failed is stalled too, and that is told as Failed. Nothing is told of a job that is being deleted. What is
-    malformed is passed over, for a status may be anybody's.
+    Complete or Failed is the occasion where it holds: a run that failed is stalled too, and that is told as Failed.
+    Else it is Stalled or Suspended; of a run that is both (its calls are refused) the first of them that is asked for.
+    Nothing is told of a job that is being deleted. What is malformed is passed over, for a status may be anybody's.
     """
     conditions = {str(one.get("type")): one for one in _list(document.get("conditions")) if isinstance(one, Mapping)}
-    event = next((e for e in ("Complete", "Failed", "Suspended", "Stalled") if _true(conditions.get(e))), None)
-    if event is None or event not in events:
+    held = [e for e in ("Complete", "Failed", "Stalled", "Suspended") if _true(conditions.get(e))]
+    told = held[:1] if {"Complete", "Failed"} & set(held) else held
+    event = next((e for e in told if e in events), None)
+    if event is None:
         return None
     condition = conditions[event]
     if _map(conditions.get("Ready")).get("reason") == _DELETING:
