@@ -340,6 +340,18 @@ with gone as (delete from rowmill.counters where run = $1 returning *)
 insert into rowmill.counters (run, generation, worker, succeeded, failed, deduplicated, retried)
 select run, generation, '(all)', sum(succeeded), sum(failed), sum(deduplicated), sum(retried) from gone group by run, generation
 
+-- name: fold_spend
+with gone as (delete from rowmill.spend where run = $1 returning *)
+insert into rowmill.spend (run, worker, requests, input_tokens, output_tokens, cost)
+select run, '(all)', sum(requests + held_requests), sum(input_tokens + held_tokens), sum(output_tokens), sum(cost + held_cost)
+from gone group by run
+
+-- name: narrow_outcomes
+-- Tables of runs that were made before a row's tokens were recorded.
+select quote_ident(c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = 'rowmill' and c.relkind = 'r' and c.relname ~ '^outcomes_[0-9]+$' and not exists (
+    select 1 from pg_attribute a where a.attrelid = c.oid and a.attname = 'output_tokens' and not a.attisdropped)
+
 -- name: mark_dropped
 -- A new term: whoever drove the run and was paused writes nothing any more.
 update rowmill.runs
@@ -380,27 +392,27 @@ set tries = tries + 1, try_at = clock_timestamp() + $2 * interval '1 second', pr
 where id = $1 and ended_at is null
 
 -- name: tell_spend
-select granted, what, need, room, for_good from rowmill.tell_spend($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
+select granted, what, need, room, for_good from rowmill.tell_spend($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
 
 -- name: leave_spend
 -- Told once: what a worker that left has used is added up in one row. What it may still have held was perhaps sent.
 with gone as (delete from rowmill.spend where run = $1 and worker = $2 returning *)
-insert into rowmill.spend as s (run, worker, requests, input_tokens, output_tokens, cost, shortage, refused)
-select run, '(left)', requests + held_requests, input_tokens + held_tokens, output_tokens, cost + held_cost, shortage, refused from gone
+insert into rowmill.spend as s (run, worker, requests, input_tokens, output_tokens, cost)
+select run, '(left)', requests + held_requests, input_tokens + held_tokens, output_tokens, cost + held_cost from gone
 on conflict (run, worker) do update
 set requests = s.requests + excluded.requests, input_tokens = s.input_tokens + excluded.input_tokens,
     output_tokens = s.output_tokens + excluded.output_tokens, cost = s.cost + excluded.cost,
-    shortage = coalesce(s.shortage, excluded.shortage), refused = coalesce(s.refused, excluded.refused),
     told_at = clock_timestamp()
 
 -- name: spend_of_run
--- Of a worker that has said nothing for $2 seconds what it holds counts too: it may have been sent.
+-- Of a worker that has said nothing for $2 seconds what it holds counts too: it may have been sent. What it complained of
+-- counts no more: one that lives says it again.
 select coalesce(sum(requests + case when silent then held_requests else 0 end), 0)::bigint as requests,
        coalesce(sum(input_tokens + case when silent then held_tokens else 0 end), 0)::bigint as input_tokens,
        coalesce(sum(output_tokens), 0)::bigint as output_tokens,
        coalesce(sum(cost + case when silent then held_cost else 0 end), 0) as cost,
-       (array_agg(shortage::text) filter (where shortage is not null))[1] as shortage,
-       (array_agg(refused) filter (where refused is not null))[1] as refused
+       (array_agg(shortage::text) filter (where shortage is not null and not silent))[1] as shortage,
+       (array_agg(refused) filter (where refused is not null and not silent))[1] as refused
 from (
     select *, told_at < clock_timestamp() - $2::float8 * interval '1 second' as silent from rowmill.spend where run = $1
 ) said

@@ -97,6 +97,7 @@ class Retention:
             return Drop.NOT_DUE
         await c.execute(statement("drop_outcomes", run=record.id))
         await c.execute(statement("fold_counters"), record.id)
+        await c.execute(statement("fold_spend"), record.id)
         await c.execute(statement("mark_dropped"), record.id, errors)
         return Drop.DROPPED
 

@@ -66,12 +66,15 @@ class SpendBook:
         self._pool = pool
         self._run = run
         self._worker = worker
+        self._tellings = 0
 
     async def tell(self, *, used: Spend, held: Held, wants: Sequence[Want] = (), refused: str | None = None) -> Allowed:
         """Tell what was used and is held, and ask for more. Where there is no budget everything is allowed.
 
-        `refused` is told once, and stays. Raises StoreUnavailable: then nothing was allowed.
+        `refused` says that the endpoint takes no calls; it counts for as long as it is said again. Raises
+        StoreUnavailable: then nothing was allowed. A telling that comes late, after a younger one, changes nothing.
         """
+        self._tellings += 1
         async with self._pool.connection() as c:
             row = await c.fetchrow(
                 statement("tell_spend"),
@@ -81,6 +84,7 @@ class SpendBook:
                 [want.tokens for want in wants],
                 [want.cost for want in wants],
                 refused,
+                self._tellings,
             )
         assert row is not None
         short = None if row["what"] is None else Shortage(row["what"], row["need"], row["room"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -56,9 +57,9 @@ async def pause_of(lab: KubeLab, run: RunRecord, *, after: Pause | None = None) 
 
 
 async def refuse(lab: KubeLab, run: RunRecord) -> None:
-    await lab.ledger.spend_book(run, worker="w").tell(
-        used=Spend(10), held=Held(), refused="the endpoint refused 10 calls"
-    )
+    """A worker that has just begun, as each that tries again has, says so."""
+    book = lab.ledger.spend_book(run, worker=secrets.token_hex(4))
+    await book.tell(used=Spend(10), held=Held(), refused="the endpoint refused 10 calls")
 
 
 async def stands_still(lab: KubeLab, reason: str, true: str) -> dict[str, Any]:

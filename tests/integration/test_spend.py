@@ -90,6 +90,47 @@ async def test_a_lost_reply_reserves_nothing_for_good_and_what_was_used_never_be
     assert (await ledger.spending.of(record)).spent == spent(2)
 
 
+async def test_a_telling_that_comes_late_changes_nothing(ledger: Ledger) -> None:
+    record = await a_run(ledger, Budget(requests=10))
+    first, book = (ledger.spend_book(record, worker="a") for _ in range(2))
+    assert (await book.tell(used=Spend(), held=Held(), wants=[Want()] * 3)).calls == 3
+    assert (await book.tell(used=spent(1), held=Held(2), wants=[Want()] * 7)).calls == 7
+    assert await first.tell(used=Spend(), held=Held(), wants=[Want()] * 3) == (0, None, False), "number 1, once more"
+    other = ledger.spend_book(record, worker="b")
+    assert (await other.tell(used=Spend(), held=Held(), wants=[Want()])).calls == 0, "all ten are spoken for"
+
+
+async def test_tables_of_older_runs_learn_to_keep_tokens_and_wait_for_nobody_for_long(
+    ledger: Ledger, postgres_dsn: str
+) -> None:
+    """Somebody reads one of them for hours: migrating waits two seconds at a time, and nobody longer behind it."""
+    record = await a_run(ledger, None)
+    old = await asyncpg.connect(postgres_dsn)
+    await old.execute(f"alter table rowmill.outcomes_{record.id} drop column input_tokens, drop column output_tokens")
+    reader = old.transaction()
+    await reader.start()
+    await old.execute(f"select count(*) from rowmill.outcomes_{record.id}")
+    migrating = asyncio.create_task(ledger.migrate())
+    async with asyncio.timeout(60):
+        while not await ledger_waits(ledger):
+            await asyncio.sleep(0.01)
+        while await ledger_waits(ledger):
+            await asyncio.sleep(0.01)
+    assert not migrating.done(), "it gave way, and tries again"
+    await reader.commit()
+    await old.close()
+    assert await migrating == 0
+    await ledger.work(record, worker="a").commit(
+        [Outcome(1, State.SUCCEEDED, 1, '"x"', input_tokens=5, output_tokens=6)], generation=0
+    )
+
+
+async def ledger_waits(ledger: Ledger) -> bool:
+    """Whether somebody waits for a table."""
+    async with ledger.pool.connection() as c:
+        return bool(await c.fetchval("select count(*) from pg_locks where not granted and locktype = 'relation'"))
+
+
 async def test_a_worker_that_died_has_spent_what_it_held_and_nobody_waits_for_it(
     ledger: Ledger, postgres_dsn: str
 ) -> None:
@@ -105,14 +146,14 @@ async def test_a_worker_that_died_has_spent_what_it_held_and_nobody_waits_for_it
     assert (await b.tell(used=spent(5), held=Held(), wants=[Want()])).for_good
 
 
-async def test_one_that_leaves_is_added_up_once_with_what_it_complained_of(ledger: Ledger) -> None:
+async def test_one_that_leaves_is_added_up_once_and_complains_no_more(ledger: Ledger) -> None:
     record = await a_run(ledger, Budget(requests=4))
     for name in ("a", "b"):
         book = ledger.spend_book(record, worker=name)
         await book.tell(used=spent(2, tokens=7, cost="0.25"), held=Held(), refused=f"{name} is refused")
         await book.leave()
         await book.leave()
-    assert await ledger.spending.of(record) == (spent(4, tokens=14, cost="0.5"), None, "a is refused")
+    assert await ledger.spending.of(record) == (spent(4, tokens=14, cost="0.5"), None, None)
     late = await ledger.spend_book(record, worker="c").tell(used=Spend(), held=Held(), wants=[Want()])
     assert late.for_good
 

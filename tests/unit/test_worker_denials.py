@@ -49,6 +49,7 @@ def test_a_row_in_doubt_leaves_once_and_only_ten_in_a_row_are_a_storm(cautious: 
                 streak, proven = 0, True
         elif step == "withdraw":
             assert denials.withdraw() == held
+            streak -= 0 if storm else len(held)
             held = []
         else:
             seconds, under_way, waiting = step

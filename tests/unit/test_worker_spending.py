@@ -407,7 +407,7 @@ def test_without_a_budget_what_was_used_is_told_now_and_then_and_nothing_else() 
 
 
 @pytest.mark.parametrize("trouble", [None, "away", "lost"])
-def test_that_calls_are_refused_is_told_until_it_has_arrived(trouble: str | None) -> None:
+def test_that_calls_are_refused_is_told_for_as_long_as_the_worker_lives(trouble: str | None) -> None:
     async def main() -> None:
         case = Case(Book())
         case.book.troubles = [trouble]
@@ -417,13 +417,12 @@ def test_that_calls_are_refused_is_told_until_it_has_arrived(trouble: str | None
         assert case.book.refused == "the endpoint refused 10 calls"
         assert [one.refused for one in case.book.tellings] == ["the endpoint refused 10 calls"] * (1 + bool(trouble))
         assert len(case.away) == bool(trouble)
-        case.book.refused = None  # the engine has seen it
-        case.spending.called(Usage(1, 1, 1))
+        case.book.refused = None  # the engine has seen it, and forgotten
         await pass_time(2 * TELL_SECONDS)
-        assert case.book.refused is None
-        case.spending.refused("again")
-        await pass_time(1.0)
-        assert case.book.refused == "again"
+        assert case.book.refused == "the endpoint refused 10 calls", "or a worker that sends nothing looks like others"
+        case.book.refused = None
+        await case.spending.leave()
+        assert case.book.refused is None, "that is over with this worker"
 
     simulate(main)
 

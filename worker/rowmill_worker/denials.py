@@ -95,7 +95,7 @@ class Denials(Generic[Row]):
         if self.refused < STORM:
             return []
         self.storm = True
-        return self.withdraw()
+        return self._release()
 
     def let_in(self) -> list[Row]:
         """Somebody was let in. These rows fail."""
@@ -103,7 +103,7 @@ class Denials(Generic[Row]):
             return []
         self.calm = True
         self.refused = 0
-        return self.withdraw()
+        return self._release()
 
     def tick(self, now: float, *, under_way: int, waiting: int) -> list[Row]:
         """Time passed, while so many rows are under way and so many wait to be. These rows fail."""
@@ -111,7 +111,7 @@ class Denials(Generic[Row]):
             return []
         if self.refused:
             over = not under_way and not waiting and now - self._last >= QUIET_SECONDS
-            return self.withdraw() if over else []
+            return self._release() if over else []
         if not under_way:
             self._since = None
         elif self._since is None:
@@ -121,6 +121,12 @@ class Denials(Generic[Row]):
         return []
 
     def withdraw(self) -> list[Row]:
-        """Nobody can decide on the rows that are held any more: they go back, and their refusals go on counting."""
+        """Nobody can decide on the rows that are held any more: they go back, and whatever becomes of them is told by
+        their next call."""
+        if not self.storm:
+            self.refused -= len(self._held)
+        return self._release()
+
+    def _release(self) -> list[Row]:
         rows, self._held = self._held, []
         return rows

@@ -373,7 +373,8 @@ class Dispatcher:
             if self._adaptive is not None:
                 self._adaptive.tick(now)
                 self._resize(self._adaptive)
-            self._doubt.tick(now, under_way=len(self._slots), waiting=self.waiting)
+            sent = len(self._running)
+            self._doubt.tick(now, under_way=sent, waiting=self.waiting + len(self._slots) - sent)
             self._hand_back_late(now)
             self.pump()
 

@@ -94,8 +94,8 @@ class Flow:
 
     @property
     def waiting(self) -> int:
-        """Rows in a slot that wait for a permit of the limits group."""
-        return 0 if self._grants is None else self._grants.waiting
+        """Rows in a slot that wait for leave by the budget, or for a permit of the limits group."""
+        return self.spending.waiting + (0 if self._grants is None else self._grants.waiting)
 
     def loops(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """What runs beside the rows, by name."""

@@ -120,7 +120,8 @@ class Spending:
             )
 
     def refused(self, sentence: str) -> None:
-        """The endpoint takes none of this worker's calls: the engine is told why."""
+        """The endpoint takes none of this worker's calls: the engine is told why, again and again while this lives. It
+        may have forgotten, and a worker that sends nothing must not look like one that works."""
         self._refused = sentence
         self._wake.set()
 
@@ -178,7 +179,7 @@ class Spending:
             await set_within(self._wake, again)
             await asyncio.sleep(GATHER_SECONDS)
             self._wake.clear()
-            if self._left or not (self._waiting or self.held.requests or self._untold):
+            if self._left or not (self._waiting or self.held.requests or self._refused or self._untold):
                 again = TELL_SECONDS
                 continue
             try:
@@ -202,7 +203,6 @@ class Spending:
         for waiter in asked[: allowed.calls]:
             kept = kept.plus(waiter.want)
         self._told, self._kept = used, kept
-        self._refused = None if self._refused == refused else self._refused
         for waiter in asked[: allowed.calls]:
             # Who gave up meanwhile never had it; the next telling says so.
             if not waiter.future.done():
@@ -214,7 +214,7 @@ class Spending:
     @property
     def _untold(self) -> bool:
         """Whether the ledger has yet to learn something, and be it that leave which it gave was not taken."""
-        return bool(self._refused) or self.used != self._told or self.held != self._kept
+        return self.used != self._told or self.held != self._kept
 
     def _next(self, allowed: Allowed) -> float:
         """Seconds until there is something to tell again, unless somebody has something before."""
@@ -231,7 +231,7 @@ class Spending:
             async with self._book_open:
                 self._left = True
                 if self._untold:
-                    await self._book.tell(used=self.used, held=self.held, refused=self._refused)
+                    await self._book.tell(used=self.used, held=self.held)
                 await self._book.leave()
         except StoreUnavailable as error:
             self._away(error)  # what was used is known with the outcomes; what is held counts as used before long

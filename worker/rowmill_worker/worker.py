@@ -273,7 +273,8 @@ class Worker:
     def _storm(self, error_class: str, message: str) -> None:
         """The endpoint takes none of our calls: the engine, which pauses the run, finds it in the ledger."""
         self._events.storm(error_class, message)
-        self._flow.spending.refused(self.denied or message)
+        if self.denied is not None:
+            self._flow.spending.refused(self.denied)
 
     def _break(self, error: BaseException) -> None:
         self._failure = self._failure or error
@@ -311,7 +312,7 @@ class Worker:
 
     @property
     def permits_waiting(self) -> int:
-        """Rows in a slot that wait for a permit of the limits group."""
+        """Rows in a slot that wait for leave by the budget, or for a permit of the limits group."""
         return self._flow.waiting
 
     @property

@@ -160,8 +160,8 @@ class EventRecorder:
         elif telling.now == what:
             return False
         elif self._too_soon(telling, what):
-            if telling.now[0] != reason:
-                telling.now = what
+            if telling.now[0] != reason and who == involved.uid:
+                telling.now = what  # a remark is made again by whoever made it, and is not to look told then
             return False
         if len(self._queue) >= QUEUE_EVENTS:
             self._wrote("dropped")

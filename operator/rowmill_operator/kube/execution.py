@@ -109,10 +109,12 @@ class Execution:
                 resumed_at=resumed_at(self._body()),
             )
             status = await run()
-            if status.phase is Phase.SUSPENDED and not stop.is_set():
+            while status.phase is Phase.SUSPENDED and not stop.is_set():
                 await fleet.settled(stop)
-                if await pods_gone(tools.api, namespace=self._namespace, name=self._name, stop=stop):
-                    status = await run()  # what the last workers finished counts as well
+                if not await pods_gone(tools.api, namespace=self._namespace, name=self._name, stop=stop):
+                    break
+                # What the last workers finished counts as well. It may also be time to try again, and be in vain again.
+                status = await run()
             if ended(status.phase) and not stop.is_set():
                 await end_tasks([converging])
                 await self._patiently(fleet.remove, stop)

@@ -12,6 +12,7 @@ create table rowmill.spend (
     held_cost      numeric not null default 0,
     shortage       json,                              -- a call that nothing under way can make room for
     refused        text,                              -- a sentence: the endpoint takes none of this worker's calls
+    telling        bigint  not null default 0,        -- its number: one that comes late, after a younger one, is not heard
     told_at        timestamptz not null default clock_timestamp(),
     primary key (run, worker)
 ) with (fillfactor = 50);
@@ -23,17 +24,7 @@ alter table rowmill.runs
 
 alter table rowmill.outcomes
     add column input_tokens  bigint,                  -- that the row's last call used, where its endpoint tells
-    add column output_tokens bigint;
-
--- The runs of before have tables of their own; null columns are added without rewriting them.
-do $$
-declare one text;
-begin
-    for one in select quote_ident(tablename) from pg_tables where schemaname = 'rowmill' and tablename ~ '^outcomes_[0-9]+$' loop
-        execute format('alter table rowmill.%s add column if not exists input_tokens bigint, '
-                       'add column if not exists output_tokens bigint', one);
-    end loop;
-end $$;
+    add column output_tokens bigint;                  -- runs of before: see `migrate.widen`
 
 -- What a worker has used and holds, and the calls that it wants to send. Answers how many of them it may, from the
 -- first on, and of the next one what it lacks; `for_good` when nothing that is under way could make room for it.
@@ -44,7 +35,7 @@ create function rowmill.tell_spend(
     of_run int, of_worker text, lock bigint, silent float8,
     used_requests bigint, used_input bigint, used_output bigint, used_cost numeric,
     holds_requests bigint, holds_tokens bigint, holds_cost numeric,
-    want_tokens bigint[], want_costs numeric[], is_refused text
+    want_tokens bigint[], want_costs numeric[], is_refused text, number bigint
 ) returns table (granted int, what text, need numeric, room numeric, for_good boolean)
 language plpgsql volatile as $$
 declare
@@ -92,16 +83,20 @@ begin
         end if;
     end if;
     insert into rowmill.spend as mine (run, worker, requests, input_tokens, output_tokens, cost,
-                                       held_requests, held_tokens, held_cost, shortage, refused)
+                                       held_requests, held_tokens, held_cost, shortage, refused, telling)
     values (of_run, of_worker, used_requests, used_input, used_output, used_cost,
             holds_requests + granted,
             holds_tokens + coalesce((select sum(t) from unnest(want_tokens[1:granted]) t), 0),
-            holds_cost + coalesce((select sum(c) from unnest(want_costs[1:granted]) c), 0), short, is_refused)
+            holds_cost + coalesce((select sum(c) from unnest(want_costs[1:granted]) c), 0), short, is_refused, number)
     on conflict (run, worker) do update
     set requests = greatest(mine.requests, excluded.requests), input_tokens = greatest(mine.input_tokens, excluded.input_tokens),
         output_tokens = greatest(mine.output_tokens, excluded.output_tokens), cost = greatest(mine.cost, excluded.cost),
         held_requests = excluded.held_requests, held_tokens = excluded.held_tokens,
-        held_cost = excluded.held_cost, refused = coalesce(excluded.refused, mine.refused), told_at = clock_timestamp(),
-        shortage = case when wanted = 0 then mine.shortage else excluded.shortage end;
+        held_cost = excluded.held_cost, refused = excluded.refused, telling = excluded.telling,
+        shortage = case when wanted = 0 then mine.shortage else excluded.shortage end, told_at = clock_timestamp()
+    where mine.telling < excluded.telling;
+    if not found then
+        granted := 0; what := null; need := null; room := null; for_good := false;
+    end if;
     return next;
 end $$;

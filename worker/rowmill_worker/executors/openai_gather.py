@@ -40,6 +40,7 @@ def gathered(requests: Sequence[Request]) -> Request:
             f"{len(requests)} rows make a request of more than {MAX_REQUEST_BYTES:,} bytes; lower "
             f"{PATH}.batching.maxSize",
             retryable=False,
+            spent=False,
         )
     keys = "\0".join(request.headers[IDEMPOTENCY_KEY] for request in requests)
     headers = first.headers.copy()
