@@ -57,7 +57,10 @@ def states() -> dict[Reason, State]:
         **dict.fromkeys(REFUSALS, ({INVALID}, {frozenset({"Stalled"})})),
         **dict.fromkeys((Reason.COMPLETED, Reason.COMPLETED_WITH_FAILURES), complete),
         **dict.fromkeys((Reason.FAILURE_POLICY_EXCEEDED, Reason.DEADLINE_EXCEEDED), failed),
-        Reason.SUSPENDED: ({Phase.SUSPENDED}, {frozenset({"Suspended", "Ready"})}),
+        **dict.fromkeys(
+            (Reason.SUSPENDED, Reason.BUDGET_EXHAUSTED), ({Phase.SUSPENDED}, {frozenset({"Suspended", "Ready"})})
+        ),
+        Reason.CALLS_REFUSED: ({Phase.SUSPENDED}, {frozenset({"Suspended", "Stalled"})}),
     }
 
 
