@@ -16,55 +16,19 @@ from typing import Any
 import jsonschema  # type: ignore[import-untyped]  # ships no types
 from kubernetes.aio.client.exceptions import ApiException
 
-from rowmill.status import Phase
-from rowmill_operator.kube.conditions import INVALID, REFUSALS, TYPES, Reason
+from rowmill_operator.kube.conditions import TYPES, Reason
 from tests.e2e.client import connected, noticed
 from tests.e2e.conftest import Web
 from tests.e2e.generate import Generator
 from tests.e2e.kubectl import condition, reason, until
 from tests.e2e.lab import Lab
+from tests.support.job_states import STATES
 
 JOBS = 100
 SEED = 4
 AT_ONCE = 20
 EVENTS = 6
 """Of a job on its way to where it settles, at most."""
-
-ON_ITS_WAY = frozenset({Reason.PENDING, Reason.RUNNING, Reason.WRITING_RESULTS, Reason.DELETING})
-"""What a job says while it moves: nothing to settle in."""
-
-HELD_UP = frozenset(
-    {
-        *(Reason.WAITING_FOR_STORE, Reason.SOURCE_UNAVAILABLE, Reason.OUTPUT_UNAVAILABLE, Reason.RUN_IN_USE),
-        *(Reason.SECRET_MISSING, Reason.CONFIG_MAP_MISSING, Reason.SERVICE_ACCOUNT_MISSING, Reason.IMAGE_PULL_FAILED),
-        *(Reason.UNSCHEDULABLE, Reason.QUOTA_EXCEEDED, Reason.CAPACITY_LIMITED, Reason.NAMESPACE_TERMINATING),
-        *(Reason.WORKERS_FAILING, Reason.PODS_REFUSED),
-    }
-)
-"""What a job that is not over waits for; said as Reconciling, or as Stalled where a person is needed."""
-
-State = tuple[set[str], set[frozenset[str]]]
-"""The phases that a reason goes with, and the conditions that may be True together."""
-
-
-def states() -> dict[Reason, State]:
-    """Every reason that a job may settle in."""
-    complete: State = {Phase.COMPLETE}, {frozenset({"Complete", "Ready"})}
-    failed: State = {Phase.FAILED}, {frozenset({"Failed", "Stalled"})}
-    waiting: State = {Phase.PENDING, Phase.RUNNING}, {frozenset({"Reconciling"}), frozenset({"Stalled"})}
-    return {
-        **dict.fromkeys(HELD_UP, waiting),
-        **dict.fromkeys(REFUSALS, ({INVALID}, {frozenset({"Stalled"})})),
-        **dict.fromkeys((Reason.COMPLETED, Reason.COMPLETED_WITH_FAILURES), complete),
-        **dict.fromkeys((Reason.FAILURE_POLICY_EXCEEDED, Reason.DEADLINE_EXCEEDED), failed),
-        **dict.fromkeys(
-            (Reason.SUSPENDED, Reason.BUDGET_EXHAUSTED), ({Phase.SUSPENDED}, {frozenset({"Suspended", "Ready"})})
-        ),
-        Reason.CALLS_REFUSED: ({Phase.SUSPENDED}, {frozenset({"Suspended", "Stalled"})}),
-    }
-
-
-STATES = states()
 
 
 def settled(job: Mapping[str, Any]) -> bool:
@@ -191,8 +155,3 @@ async def test_each_settles_in_exactly_one_documented_state(lab: Lab, web: Web) 
     assert "Traceback" not in log
     lab.apply(lab.job("well", rows=2, workers={"maxReplicas": 1}))
     lab.complete("well")
-
-
-def test_every_reason_is_in_the_table() -> None:
-    """A new reason has to say which state it tells of."""
-    assert set(STATES) | ON_ITS_WAY == set(Reason)

@@ -58,8 +58,11 @@ async def test_no_call_is_made_past_the_budget_and_raising_it_goes_on(rig: Rig) 
     assert 120 - made <= 3 + 3, "and no more than its slots and a block that it had been allowed"
 
     # By too little: told again, and nothing is called.
-    status = await drive(rig, **{**small, "budget": {"requests": 120, "cost": "9"}})
-    assert (status.phase, len(rig.calls())) == (Phase.SUSPENDED, made)
+    rig.job(**{**small, "budget": {"requests": 120, "cost": "9"}})
+    async with EngineHere(rig) as engine:
+        await engine.ended()
+        assert {told.phase for told in engine.statuses} == {Phase.SUSPENDED}, "nobody is even asked to try"
+    assert len(rig.calls()) == made
 
     await rig.stop_workers()
     rig.job(**{**small, "budget": {"requests": 1_000}})

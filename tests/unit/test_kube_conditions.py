@@ -23,6 +23,8 @@ from rowmill_operator.kube.conditions import (
     rfc3339,
     telling,
 )
+from tests.support.job_states import ON_ITS_WAY
+from tests.support.job_states import STATES as AT_REST
 from tests.unit.kstatus import kstatus
 from tests.unit.kube_states import GENERATION, NOW, PASSING, PATIENT, PHASES, REFUSED, STATES, State
 
@@ -41,6 +43,12 @@ def named(made: list[dict[str, Any]], name: str) -> dict[str, Any]:
 @by_name
 def test_kstatus_reads_every_state_right(state: State) -> None:
     assert kstatus(state.resource()) == state.kstatus
+
+
+def test_every_reason_says_where_a_job_may_come_to_rest() -> None:
+    """By this table the jobs that are made up on a cluster are judged; a new reason has to be in it."""
+    assert set(AT_REST) | ON_ITS_WAY == set(Reason)
+    assert not set(AT_REST) & ON_ITS_WAY
 
 
 @by_name
